@@ -1,0 +1,1 @@
+"""Talking to Redis and Valkey: addresses, connections, scripts. Knows nothing of streams."""

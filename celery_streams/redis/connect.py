@@ -1,0 +1,48 @@
+"""Open redis-py clients the way this package needs them.
+
+Clients speak RESP2 (one reply form on every server version), never retry by themselves (the
+writer and the reader own the retry policy, and must know what was sent), and have bounded
+timeouts (a silent server must become an error, never a hang).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import redis
+import redis.asyncio as aioredis
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from celery_streams.redis.address import Address
+from celery_streams.settings import StreamsSettings
+
+SyncClient = redis.Redis | redis.RedisCluster
+AsyncClient = aioredis.Redis | aioredis.RedisCluster
+
+
+def connect(address: Address, settings: StreamsSettings) -> SyncClient:
+    """A sync client; it connects at its first command."""
+    options = _options(settings)
+    if address.cluster:
+        return redis.RedisCluster.from_url(address.url, **options)
+    return redis.Redis.from_url(address.url, retry=Retry(NoBackoff(), 0), **options)
+
+
+def connect_async(address: Address, settings: StreamsSettings) -> AsyncClient:
+    """An asyncio client, for the running event loop only."""
+    options = _options(settings)
+    if address.cluster:
+        return aioredis.RedisCluster.from_url(address.url, **options)
+    return aioredis.Redis.from_url(address.url, retry=AsyncRetry(NoBackoff(), 0), **options)
+
+
+def _options(settings: StreamsSettings) -> dict[str, Any]:
+    return {
+        "protocol": 2,
+        "socket_timeout": settings.socket_timeout,
+        "socket_connect_timeout": settings.connect_timeout,
+        "socket_keepalive": True,
+        "client_name": "celery-streams",
+    }

@@ -1,0 +1,105 @@
+"""All settings, in one place, each with its unit, default and reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from celery_streams.errors import ConfigurationError
+
+ENV_PREFIX = "CELERY_STREAMS_"
+CONF_PREFIX = "streams_"
+
+
+class StreamsSettings(BaseSettings):
+    """Settings of one :class:`~celery_streams.Streams`.
+
+    Read, first match wins, from keyword arguments, environment variables
+    ``CELERY_STREAMS_<NAME>`` and ``app.conf`` keys ``streams_<name>``.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True
+    )
+
+    #: Where chunks live: ``redis://``, ``rediss://``, ``unix://``, ``redis+cluster://``,
+    #: ``rediss+cluster://`` or ``embedded://[directory]``. Not set: Celery's result backend,
+    #: else its broker, if that is Redis.
+    url: SecretStr | None = None
+    #: Key material for everything secret. Credentials cached in Redis are encrypted with a key
+    #: derived from it. Not set: derived from the user name and password of ``url``.
+    secret: SecretStr | None = None
+    #: First part of every Redis key and channel.
+    prefix: str = Field("cs", pattern=r"^[A-Za-z0-9._:-]{1,64}$")
+
+    #: Largest serialized chunk, bytes.
+    max_chunk_bytes: int = Field(1024 * 1024, gt=0)
+    #: Serialized chunks one writer may hold that are not durable yet, bytes; then it blocks.
+    buffer_bytes: int = Field(4 * 1024 * 1024, gt=0)
+    #: Largest batch sent as one entry, bytes and chunks.
+    batch_bytes: int = Field(256 * 1024, gt=0)
+    batch_chunks: int = Field(2000, gt=0)
+    #: Seconds ``write()`` waits for room in a full buffer before ``WriteTimeout``.
+    write_timeout: float = Field(30.0, gt=0)
+    #: Seconds a writer keeps retrying through transient errors before it ends with
+    #: ``StoreUnavailable``.
+    retry_timeout: float = Field(45.0, gt=0)
+    #: Seconds the end of a task waits for its chunks to be durable.
+    drain_timeout: float = Field(60.0, gt=0)
+    #: A drain that fails makes the task fail (``"fail"``), or is logged (``"log"``).
+    drain_failure: Literal["fail", "log"] = "fail"
+
+    #: Seconds a closed stream, or an open one after its last append, is kept.
+    retention: float = Field(86400.0, gt=0)
+    #: Chunks a stream keeps; older ones are trimmed by whole batches. 0: all.
+    max_chunks: int = Field(0, ge=0)
+    #: Seconds without a sign of life after which a run's worker counts as lost.
+    orphan_timeout: float = Field(60.0, gt=0)
+    #: Replicas that must hold a batch before it counts as durable (``WAIT``). 0: the primary.
+    wait_replicas: int = Field(0, ge=0)
+
+    #: Life of minted credentials, seconds.
+    credentials_ttl: float = Field(86400.0, gt=0)
+    #: Credentials are refreshed when less than this fraction of their life remains.
+    refresh_ahead: float = Field(0.1, ge=0, lt=1)
+    #: Slots whose credentials one process remembers (least recently used go first).
+    cache_size: int = Field(10_000, gt=0)
+    #: Seconds one process may hold a slot's lock: the longest ``initialize`` may take.
+    lock_lease: float = Field(10.0, gt=0)
+
+    #: Seconds after which an idle reader looks at the log itself, in case a wake-up was lost.
+    recheck_interval: float = Field(5.0, gt=0)
+    #: Seconds to connect, and to wait for one reply, before the connection counts as broken.
+    connect_timeout: float = Field(3.0, gt=0)
+    socket_timeout: float = Field(5.0, gt=0)
+
+    @classmethod
+    def load(
+        cls, conf: Mapping[str, Any] | None = None, overrides: Mapping[str, Any] | None = None
+    ) -> StreamsSettings:
+        """Settings from ``overrides``, the environment and a Celery ``conf``, in that order.
+
+        Raises:
+            ConfigurationError: a value is out of range or a name is unknown; names all of them.
+        """
+        try:
+            given = dict(overrides or {})
+            from_environment = cls(**given)
+            for name in cls.model_fields:
+                value = (conf or {}).get(CONF_PREFIX + name)
+                if value is not None and name not in from_environment.model_fields_set:
+                    given[name] = value
+            return cls(**given)
+        except ValidationError as error:
+            raise ConfigurationError(_explained(error)) from None
+
+
+def _explained(error: ValidationError) -> str:
+    problems = [
+        f"{ENV_PREFIX}{'.'.join(str(part) for part in item['loc']).upper()}: {item['msg']}"
+        for item in error.errors(include_input=False, include_url=False)
+    ]
+    return "invalid celery-streams settings: " + "; ".join(problems)

@@ -1,0 +1,48 @@
+"""Counters of one process, as ``streams.stats()`` returns them."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import asdict, dataclass, fields
+
+
+@dataclass(slots=True)
+class Counts:
+    """What this process did since it started (or since its fork).
+
+    ``cache_hits_l1`` were answered by the process's own memory, ``cache_hits_l2`` by Redis.
+    """
+
+    initializes: int = 0
+    cache_hits_l1: int = 0
+    cache_hits_l2: int = 0
+    lock_waits: int = 0
+    evictions: int = 0
+    refreshes: int = 0
+    appends: int = 0
+    chunks: int = 0
+    bytes: int = 0
+    retries: int = 0
+    fenced: int = 0
+
+
+class Stats:
+    """Thread-safe counters. ``add`` is called per batch or per event, never per chunk."""
+
+    def __init__(self) -> None:
+        self._counts = Counts()
+        self._lock = threading.Lock()
+
+    def add(self, **amounts: int) -> None:
+        """Add to the named counters."""
+        with self._lock:
+            for name, amount in amounts.items():
+                setattr(self._counts, name, getattr(self._counts, name) + amount)
+
+    def snapshot(self) -> Counts:
+        """A copy that does not change any more."""
+        with self._lock:
+            return Counts(**asdict(self._counts))
+
+
+COUNTER_NAMES = tuple(field.name for field in fields(Counts))
