@@ -1,0 +1,77 @@
+# Everything a checkout needs, from a machine that has Python, make and a C compiler.
+#
+#   make test         all tests (pass pytest arguments with ARGS="-k embedded")
+#   make lint         style, types, import directions
+#   make demo         watch a worker stream to another process (TOPIC=json.dumps)
+#   make bench        the benchmarks (BENCH_JSON=file writes them as JSON too)
+#   make soak         the fault tests with their full counts, at most 30 minutes
+#   make test-oldest  all tests on the oldest versions that pyproject.toml allows
+#   make clean        remove what the other targets made
+
+PYTHON ?= python3
+VENV := .venv
+OLDEST := .venv-oldest
+BIN := $(VENV)/bin
+TOPIC ?= json.dumps
+ARGS ?=
+# Two processes: most tests wait for servers more than they compute.
+PARALLEL ?= -n 2
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: all venv test lint format demo bench soak test-oldest redis-server clean
+
+all: lint test
+
+venv: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+test: venv redis-server
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy celery_streams tests
+	$(BIN)/lint-imports --no-logo
+
+format: venv
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo: venv
+	$(BIN)/python -m example_project.demo --topic '$(TOPIC)'
+
+bench: venv
+	$(BIN)/python -m benchmarks
+
+soak: venv redis-server
+	CELERY_STREAMS_SOAK=1 $(BIN)/python -m pytest -m soak -s --timeout 1800 $(ARGS)
+
+# The oldest direct dependencies that the ranges allow; the tools stay current.
+$(OLDEST)/.installed: pyproject.toml | venv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(OLDEST)
+	$(BIN)/uv pip install --quiet --python $(OLDEST)/bin/python \
+		--resolution lowest-direct --editable '.[demo,test]'
+	touch $@
+
+test-oldest: $(OLDEST)/.installed redis-server
+	$(BIN)/uv pip list --quiet --python $(OLDEST)/bin/python
+	$(OLDEST)/bin/python -m pytest $(PARALLEL) $(ARGS)
+
+# Tests run on Debian's Redis 7 too. Installed here if that is possible without asking.
+redis-server:
+	@command -v redis-server >/dev/null \
+	|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+	     && apt-get update -qq \
+	     && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server; } \
+	|| echo "redis-server is not installed: the tests on Redis 7 will be skipped"
+
+clean:
+	rm -rf $(VENV) $(OLDEST) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+		.import_linter_cache
+	find celery_streams tests example_project benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
