@@ -47,6 +47,8 @@ class Attempt:
     attempt_id: str
     generation: int = 0
     redelivered: bool = False
+    #: Milliseconds beyond ``orphan_timeout`` that a lost worker's message may take to come back.
+    grace_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +181,12 @@ class Store(Protocol):
         """The stream's state. Raises :class:`StreamNotFound` if there is no such stream."""
         ...
 
-    def close(self, slot: Slot, credentials: Credentials) -> Head:
-        """End the stream for good; closing a closed stream changes nothing."""
+    def close(self, slot: Slot, credentials: Credentials, attempt: Attempt) -> Head:
+        """End the stream for good; closing a closed stream changes nothing.
+
+        Raises:
+            CredentialsRejected, StreamFenced, StreamNotFound, StoreUnavailable.
+        """
         ...
 
     def delete(self, slot: Slot) -> bool:

@@ -26,7 +26,10 @@ class Script:
 
 @cache
 def load_script(package: str, name: str) -> Script:
-    """The script ``lua/<name>.lua`` of ``package``, with its ``--#include`` lines resolved."""
+    """The script ``lua/<name>.lua`` of ``package``, with its ``--#include`` lines resolved.
+
+    What is included is shared Lua of :mod:`celery_streams.redis`.
+    """
     source = _source(package, name)
     return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
@@ -36,6 +39,6 @@ def _source(package: str, name: str) -> str:
     lines = []
     for line in text.splitlines():
         if line.startswith(_INCLUDE):
-            line = _source(package, line.removeprefix(_INCLUDE).strip())
+            line = _source("celery_streams.redis", line.removeprefix(_INCLUDE).strip())
         lines.append(line)
     return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""The run's own record: which attempt holds it, whether it is alive, how it ended."""

@@ -1,0 +1,166 @@
+"""Read and change run records: enter an attempt, show life, end the run and its streams."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from celery_streams.contracts import Attempt
+from celery_streams.errors import RunFinished, StreamError, StreamFenced
+from celery_streams.redis.client import Call, RedisLink
+from celery_streams.redis.layout import Layout
+from celery_streams.redis.scripts import Script, load_script
+from celery_streams.settings import StreamsSettings
+from celery_streams.slots import Slot
+
+#: The state recorded for a run whose worker vanished.
+LOST = "LOST"
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """What the store knows of a run. ``state`` is ``None`` while the run has not ended."""
+
+    run_id: str
+    state: str | None
+    keys: tuple[str, ...]
+    epoch: int
+    leased: bool
+
+
+def _script(name: str) -> Script:
+    return load_script("celery_streams.runs", name)
+
+
+class RunRegistry:
+    """The runs of one store. Every method is one round trip."""
+
+    def __init__(self, link: RedisLink, layout: Layout, settings: StreamsSettings) -> None:
+        self._link = link
+        self._layout = layout
+        self._retention = max(1, round(settings.retention * 1000))
+        self._lease = max(1, round(settings.orphan_timeout * 1000))
+
+    def begin(self, attempt: Attempt) -> int:
+        """Take the run's fence for a later attempt; returns the attempt's epoch.
+
+        Raises:
+            RunFinished: the run has ended.
+            StreamFenced: a later attempt has taken the fence.
+        """
+        call: Call[int] = Call(
+            _script("begin"),
+            (self._layout.owner(_any_slot(attempt.run_id)),),
+            (
+                attempt.attempt_id,
+                attempt.generation,
+                int(attempt.redelivered),
+                self._retention,
+                self._lease + attempt.grace_ms,
+            ),
+            partial(_begun, attempt.run_id),
+        )
+        return self._link.call(call)
+
+    def renew(self, attempts: Sequence[Attempt]) -> list[bool | Exception]:
+        """Show that these attempts live; ``False`` for one that a later attempt replaced."""
+        return self._link.call_many([self._renewal(attempt) for attempt in attempts])
+
+    def suspend(self, attempt: Attempt) -> None:
+        """The attempt ends and the run goes on later (retry, replacement)."""
+        self._link.call(
+            Call(
+                _script("suspend"),
+                (self._layout.owner(_any_slot(attempt.run_id)),),
+                (attempt.attempt_id,),
+            )
+        )
+
+    def finish(self, attempt: Attempt, state: str, *, always: bool = False) -> str:
+        """End the run as ``state`` and close its streams; the first end stays.
+
+        An ``attempt`` without an ``attempt_id`` speaks for a worker that cannot (killed, time
+        limit). ``always`` leaves a record even of a run that never had a stream. Returns what
+        came of it: ``OK``, ``ALREADY``, ``NONE`` or ``SUPERSEDED``.
+        """
+        return self._link.call(self._ending(attempt, state, always=always, only_lost=False))
+
+    def finish_if_lost(self, run_id: str) -> bool:
+        """End the run as ``LOST`` if its lease has run out; ``True`` if it is over now."""
+        attempt = Attempt(run_id, "")
+        verdict = self._link.call(self._ending(attempt, LOST, always=False, only_lost=True))
+        return verdict in ("OK", "ALREADY")
+
+    def describe(self, run_id: str) -> RunRecord:
+        """What is recorded of the run; all empty for one that never opened a stream."""
+        slot = _any_slot(run_id)
+        keys, fields = self._link.call_many(
+            [
+                Call("SMEMBERS", (self._layout.keys(slot),)),
+                Call("HMGET", (self._layout.owner(slot),), ("state", "epoch", "lease")),
+            ]
+        )
+        for reply in (keys, fields):
+            if isinstance(reply, Exception):
+                raise reply
+        state, epoch, lease = fields
+        return RunRecord(
+            run_id,
+            None if state is None else state.decode(),
+            tuple(sorted(key.decode() for key in keys)),
+            int(epoch or 0),
+            lease is not None,
+        )
+
+    def _renewal(self, attempt: Attempt) -> Call[bool]:
+        return Call(
+            _script("renew"),
+            (self._layout.owner(_any_slot(attempt.run_id)),),
+            (attempt.attempt_id, self._lease + attempt.grace_ms, self._retention),
+            bool,
+        )
+
+    def _ending(self, attempt: Attempt, state: str, *, always: bool, only_lost: bool) -> Call[str]:
+        slot = _any_slot(attempt.run_id)
+        return Call(
+            _script("finish"),
+            (self._layout.owner(slot), self._layout.keys(slot)),
+            (
+                state,
+                self._layout.base(slot),
+                self._retention,
+                attempt.attempt_id,
+                attempt.generation,
+                int(attempt.redelivered),
+                int(always),
+                int(only_lost),
+            ),
+            _verdict,
+        )
+
+
+def _any_slot(run_id: str) -> Slot:
+    return Slot.run(run_id)
+
+
+def _verdict(reply: list[Any]) -> str:
+    return str(reply[0].decode())
+
+
+def _begun(run_id: str, reply: list[Any]) -> int:
+    match reply:
+        case [b"OK", int(epoch)]:
+            return epoch
+        case [b"FINISHED", state]:
+            raise RunFinished(
+                f"run {run_id} has finished ({state.decode()}); its streams are closed",
+                state=state.decode(),
+            )
+        case [b"FENCED", epoch]:
+            raise StreamFenced(
+                f"a later attempt (number {epoch.decode()}) of run {run_id} is running; "
+                "this attempt must stop"
+            )
+    raise StreamError(f"unexpected reply on entering run {run_id}: {reply!r}")

@@ -1,0 +1,76 @@
+"""Following a stream, decided without I/O: where a follower stands and what comes next.
+
+A follower catches up from the log, then lives on messages of the stream's channel. Messages
+are hints: one that does not continue where the follower stands sends it back to the log, and
+so does silence, so that a lost message costs a moment and never a chunk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from enum import Enum, auto
+
+from celery_streams.contracts import Entry, Head, Page
+from celery_streams.errors import StreamNotFound
+from celery_streams.slots import Slot
+from celery_streams.stores.commands import parse_entry_id
+
+#: Entries read from the log at once.
+PAGE_LIMIT = 500
+
+
+class Next(Enum):
+    """What the follower does after a step."""
+
+    READ = auto()  #: read the log again, there is or may be more
+    LISTEN = auto()  #: caught up: wait for a live message
+    STOP = auto()  #: everything up to the end of the closed stream was delivered
+
+
+class Cursor:
+    """A follower's position: feed it pages of the log and live messages.
+
+    ``offset`` is the sequence number of the next chunk to deliver.
+    """
+
+    def __init__(self, slot: Slot, offset: int) -> None:
+        self.slot = slot
+        self.offset = offset
+        self.head: Head | None = None
+
+    def from_log(self, page: Page) -> tuple[Page, Next]:
+        """Take a page that was read at ``offset``."""
+        if page.head is None and self.head is not None:
+            raise StreamNotFound(f"{self.slot} was deleted or has expired while it was followed")
+        self.head = page.head
+        if page.entries:
+            self.offset = max(self.offset, page.entries[-1].end)
+        return page, self._next()
+
+    def from_live(self, message: bytes) -> tuple[Page | None, Next]:
+        """Take one message of the channel; the page is ``None`` if it brought nothing."""
+        if self.head is None or not message:
+            return None, Next.READ
+        kind, _, payload = message.partition(b"\n")
+        if kind.startswith(b"e"):
+            end, count = parse_entry_id(kind[1:].decode())
+            if end <= self.offset:
+                return None, Next.LISTEN
+            if end - count != self.offset:
+                return None, Next.READ
+            self.offset = end
+            self.head = replace(self.head, end=end)
+            return Page((Entry(end, count, payload),), self.head), Next.LISTEN
+        if kind.startswith(b"c"):
+            end_text, _, state = kind[1:].decode().partition(" ")
+            if int(end_text) != self.offset:
+                return None, Next.READ
+            self.head = replace(self.head, closed=state)
+            return Page((), self.head), Next.STOP
+        return None, Next.READ
+
+    def _next(self) -> Next:
+        if self.head is None or self.offset >= self.head.end:
+            ended = self.head is not None and self.head.closed is not None
+            return Next.STOP if ended else Next.LISTEN
+        return Next.READ

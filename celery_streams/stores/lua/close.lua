@@ -1,0 +1,34 @@
+#!lua
+-- End one stream for good, if the caller may.
+local meta, log, fence = KEYS[1], KEYS[2], KEYS[3]
+local grant, channel, state, retention = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local attempt, generation, redelivered = ARGV[5], tonumber(ARGV[6]), ARGV[7] == '1'
+-- Returns {'OK', end, state, type}, or {reason, detail}.
+--#include claim
+
+local stream = redis.call('HMGET', meta, 'end', 'closed', 'g/' .. grant, 'type')
+if not stream[1] then
+  return {'MISSING', ''}
+end
+if stream[2] then
+  return {'OK', tonumber(stream[1]), stream[2], stream[4]}
+end
+local now = redis.call('TIME')
+now = tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000)
+if not stream[3] or tonumber(stream[3]) <= now then
+  return {'REJECTED', stream[3] and 'expired' or 'unknown'}
+end
+local writer = redis.call('HMGET', fence, 'attempt', 'generation', 'epoch', 'a/' .. attempt)
+local epoch, claimed = judge(writer, attempt, generation, redelivered)
+if not epoch then
+  return {'FENCED', writer[3]}
+end
+if claimed then
+  take(fence, attempt, generation, epoch)
+  redis.call('PEXPIRE', fence, retention)
+end
+redis.call('HSET', meta, 'closed', state)
+redis.call('PEXPIRE', meta, retention)
+redis.call('PEXPIRE', log, retention)
+redis.call('SPUBLISH', channel, 'c' .. stream[1] .. ' ' .. state)
+return {'OK', tonumber(stream[1]), state, stream[4]}
