@@ -8,7 +8,13 @@ from __future__ import annotations
 
 
 class StreamError(Exception):
-    """Base class: catch this to catch everything celery-streams raises."""
+    """Base class: catch this to catch everything celery-streams raises.
+
+    ``unsent`` is the number of chunks that ``write()`` had accepted and that are not known to
+    be durable; it is set on errors that end a writer.
+    """
+
+    unsent: int = 0
 
 
 class ConfigurationError(StreamError):
@@ -25,9 +31,6 @@ class InvalidChunk(StreamError, TypeError):
     def __init__(self, message: str, *, path: str = "$") -> None:
         super().__init__(message)
         self.path = path
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self), self.args[0], {"path": self.path})
 
 
 class InvalidOffset(StreamError, ValueError):
@@ -47,10 +50,6 @@ class ChunkTooLarge(StreamError, ValueError):
         self.size = size
         self.limit = limit
         self.chunk_type = chunk_type
-
-    def __reduce__(self) -> tuple[object, ...]:
-        details = {"size": self.size, "limit": self.limit, "chunk_type": self.chunk_type}
-        return _rebuild, (type(self), self.args[0], details)
 
 
 class StreamClosed(StreamError):
@@ -72,9 +71,6 @@ class OffsetGone(StreamError, LookupError):
         super().__init__(message)
         self.first = first
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self), self.args[0], {"first": self.first})
-
 
 class CredentialsRejected(StreamError):
     """The store refused the write credentials: revoked, expired or unknown."""
@@ -89,17 +85,7 @@ class ChunksLost(StreamError):
 
 
 class WriteTimeout(StreamError, TimeoutError):
-    """The write buffer stayed full, or a flush was not acknowledged, for the whole timeout.
-
-    ``unsent`` is the number of accepted chunks that are not known to be durable.
-    """
-
-    def __init__(self, message: str, *, unsent: int = 0) -> None:
-        super().__init__(message)
-        self.unsent = unsent
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self), self.args[0], {"unsent": self.unsent})
+    """The write buffer stayed full, or a flush was not acknowledged, for the whole timeout."""
 
 
 class ReadTimeout(StreamError, TimeoutError):
@@ -109,9 +95,6 @@ class ReadTimeout(StreamError, TimeoutError):
         super().__init__(message)
         self.offset = offset
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self), self.args[0], {"offset": self.offset})
-
 
 class RunFinished(StreamError):
     """The run has ended, so no stream of it can be opened or written. ``state`` is how."""
@@ -120,14 +103,7 @@ class RunFinished(StreamError):
         super().__init__(message)
         self.state = state
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self), self.args[0], {"state": self.state})
-
 
 class OutsideTask(StreamError, RuntimeError):
     """Run-scoped streams were used where no task is running."""
 
-
-def _rebuild(kind: type[StreamError], message: str, details: dict[str, object]) -> StreamError:
-    """Unpickle an error with keyword details (result back ends pickle exceptions)."""
-    return kind(message, **details)

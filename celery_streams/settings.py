@@ -40,8 +40,8 @@ class StreamsSettings(BaseSettings):
     #: Serialized chunks one writer may hold that are not durable yet, bytes; then it blocks.
     buffer_bytes: int = Field(4 * 1024 * 1024, gt=0)
     #: Largest batch sent as one entry, bytes and chunks.
-    batch_bytes: int = Field(256 * 1024, gt=0)
-    batch_chunks: int = Field(2000, gt=0)
+    batch_bytes: int = Field(512 * 1024, gt=0)
+    batch_chunks: int = Field(8192, gt=0)
     #: Seconds ``write()`` waits for room in a full buffer before ``WriteTimeout``.
     write_timeout: float = Field(30.0, gt=0)
     #: Seconds a writer keeps retrying through transient errors before it ends with
