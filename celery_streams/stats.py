@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 
 
@@ -32,6 +33,15 @@ class Stats:
     def __init__(self) -> None:
         self._counts = Counts()
         self._lock = threading.Lock()
+        self._included: list[tuple[str, Callable[[], int]]] = []
+
+    def include(self, name: str, count: Callable[[], int]) -> None:
+        """Add what ``count`` returns to the counter ``name`` of every snapshot.
+
+        For what happens too often to be added one by one.
+        """
+        with self._lock:
+            self._included.append((name, count))
 
     def add(self, **amounts: int) -> None:
         """Add to the named counters."""
@@ -42,7 +52,10 @@ class Stats:
     def snapshot(self) -> Counts:
         """A copy that does not change any more."""
         with self._lock:
-            return Counts(**asdict(self._counts))
+            counts = Counts(**asdict(self._counts))
+            for name, count in self._included:
+                setattr(counts, name, getattr(counts, name) + count())
+            return counts
 
 
 COUNTER_NAMES = tuple(field.name for field in fields(Counts))
