@@ -340,7 +340,7 @@ class CredentialCache:
         if isinstance(error, (RunFinished, ConfigurationError)):
             entry.fresh_until = expires_at  # no retry will help
         else:
-            entry.fresh_until = retry_at(self._clock(), expires_at)
+            entry.fresh_until = retry_at(self._clock(), expires_at, failed=error is not None)
         if error is not None and not entry.complained:
             entry.complained = True
             logger.warning(

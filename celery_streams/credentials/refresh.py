@@ -10,7 +10,8 @@ from celery_streams.credentials.sealing import Minted
 
 Job = Callable[[], None]
 
-_LONGEST_PAUSE = 5.0
+_AFTER_FAILURE = 5.0
+_WHILE_OTHERS_REFRESH = 1.0
 _SHORTEST_PAUSE = 0.05
 
 
@@ -20,13 +21,15 @@ def due_at(minted: Minted, ahead: float) -> float:
     return expires_at - ahead * max(0.0, expires_at - minted.minted_at)
 
 
-def retry_at(now: float, expires_at: float) -> float:
-    """When to try again after a refresh that did not come about.
+def retry_at(now: float, expires_at: float, *, failed: bool) -> float:
+    """When to try again after a refresh that failed, or that somebody else is at.
 
-    A quarter of what remains, so that there are several tries however short the life is.
+    After a quarter of what remains, if that is soon, so that there are several tries however
+    short the life is.
     """
-    pause = (expires_at - now) / 4
-    return min(expires_at, now + max(_SHORTEST_PAUSE, min(_LONGEST_PAUSE, pause)))
+    longest = _AFTER_FAILURE if failed else _WHILE_OTHERS_REFRESH
+    pause = min(longest, (expires_at - now) / 4)
+    return min(expires_at, now + max(_SHORTEST_PAUSE, pause))
 
 
 class Refresher:

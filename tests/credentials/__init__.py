@@ -1,0 +1,1 @@
+"""Credentials: minted once, shared by the fleet, removed only by value."""
