@@ -1,0 +1,211 @@
+"""docker-compose.yml cannot rot: its schema, its commands and its health checks are run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.servers.children import end, eventually, free_port, spawn
+from tests.servers.process import ValkeyProcess
+from tests.workers import ROOT
+
+COMPOSE = ROOT / "docker-compose.yml"
+_VARIABLE = re.compile(r"\$\$|\$\{(\w+)(?::-([^}]*))?\}")
+
+needs_example = pytest.mark.skipif(
+    not (ROOT / "example_project" / "app.py").exists(), reason="example_project.app is not there"
+)
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    """The file, with its variables replaced as compose does."""
+
+    def value(match: re.Match[str]) -> str:
+        name, default = match.groups()
+        return "$" if name is None else os.environ.get(name) or default or ""
+
+    loaded: dict[str, Any] = yaml.safe_load(_VARIABLE.sub(value, COMPOSE.read_text()))
+    return loaded
+
+
+class Service:
+    """One service of the file, as a process on this machine."""
+
+    def __init__(self, definition: dict[str, Any], port: int, directory: Path) -> None:
+        self._definition = definition
+        self._port = port
+        self._directory = directory
+        environment = definition.get("environment", {})
+        self._env = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "HOSTNAME": socket.gethostname(),
+            **{name: self._local(text) for name, text in environment.items()},
+        }
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Run the service's own command."""
+        command = self._translated([self._local(word) for word in self._definition["command"]])
+        with (self._directory / "log").open("ab") as log:
+            return spawn(command, env=self._env, cwd=self._directory, stdout=log, stderr=log)
+
+    def healthy(self) -> bool:
+        """Run the service's own health check once."""
+        kind, *words = self._definition["healthcheck"]["test"]
+        if kind == "CMD-SHELL":
+            words = ["sh", "-c", *words]
+        command = self._translated(words)
+        check = subprocess.run(
+            command, env=self._env, cwd=self._directory, capture_output=True, timeout=60
+        )
+        return check.returncode == 0
+
+    @property
+    def log(self) -> str:
+        return (self._directory / "log").read_text(errors="replace")
+
+    def _local(self, text: str) -> str:
+        return text.replace("valkey:6379", f"127.0.0.1:{self._port}")
+
+    def _translated(self, words: list[str]) -> list[str]:
+        match words:
+            case ["valkey-server", *rest]:
+                port = ["--port", str(self._port), "--bind", "127.0.0.1"]
+                return [ValkeyProcess.binary(), *rest, *port]
+            case ["valkey-cli", *rest]:
+                return [
+                    sys.executable,
+                    "-m",
+                    "tests.smoke.valkey_cli",
+                    "-p",
+                    str(self._port),
+                    *rest,
+                ]
+        return words
+
+
+@pytest.fixture
+def port() -> int:
+    """Where the services of one test find Valkey."""
+    return free_port()
+
+
+@pytest.fixture
+def running_valkey(compose: dict[str, Any], port: int, tmp_path: Path) -> Iterator[Service]:
+    """The service ``valkey``, healthy by its own check."""
+    (tmp_path / "valkey").mkdir()
+    service = Service(compose["services"]["valkey"], port, tmp_path / "valkey")
+    assert not service.healthy(), "the health check says yes before there is a server"
+    process = service.start()
+    eventually(service.healthy, "valkey is healthy")
+    yield service
+    end(process)
+
+
+def test_the_file_follows_the_compose_specification(tmp_path: Path) -> None:
+    """Checked against the specification's JSON schema; a misspelt key would be found."""
+    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    done = subprocess.run([*check, str(COMPOSE)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    broken = tmp_path / "broken.yml"
+    broken.write_text(COMPOSE.read_text().replace("healthcheck:", "healthchek:"))
+    assert subprocess.run([*check, str(broken)], capture_output=True).returncode != 0
+
+
+def test_every_service_has_a_health_check_and_a_reachable_dependency(
+    compose: dict[str, Any],
+) -> None:
+    """Each service can be waited for, and waits for services that exist."""
+    services = compose["services"]
+    for service in services.values():
+        assert service["healthcheck"]["test"][0] in ("CMD", "CMD-SHELL")
+        for name, how in service.get("depends_on", {}).items():
+            assert name in services
+            assert how == {"condition": "service_healthy"}
+
+
+def test_valkey_becomes_healthy_and_writes_its_log(running_valkey: Service, tmp_path: Path) -> None:
+    """The service's command starts a server that persists."""
+    assert running_valkey.healthy()
+    assert (tmp_path / "valkey" / "appendonlydir").is_dir()
+
+
+@needs_example
+def test_the_worker_becomes_healthy_beside_valkey(
+    compose: dict[str, Any], running_valkey: Service, port: int, tmp_path: Path
+) -> None:
+    """The worker's command and health check, with only the addresses replaced."""
+    (tmp_path / "worker").mkdir()
+    service = Service(compose["services"]["worker"], port, tmp_path / "worker")
+    process = service.start()
+    try:
+        eventually(
+            lambda: process.poll() is not None or service.healthy(),
+            "the worker is healthy",
+            timeout=60,
+            every=0.2,
+        )
+        assert process.poll() is None, service.log
+    finally:
+        end(process, patience=20)
+
+
+def _instructions() -> list[tuple[str, str]]:
+    text = re.sub(r"\\\n\s*", "", (ROOT / "Dockerfile").read_text())
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in lines]
+
+
+def test_the_image_is_not_root_and_has_a_health_check() -> None:
+    """The last USER is another than root; the image checks itself without compose, too."""
+    instructions = _instructions()
+    users = [rest for name, rest in instructions if name == "USER"]
+    assert users
+    assert users[-1] != "root"
+    assert [rest for name, rest in instructions if name == "HEALTHCHECK"]
+    assert all("slim" in rest for name, rest in instructions if name == "FROM")
+
+
+def test_the_image_and_the_compose_file_agree(compose: dict[str, Any]) -> None:
+    """The image's own command starts the same app as the service does."""
+    (own,) = [json.loads(rest) for name, rest in _instructions() if name == "CMD"]
+    service = compose["services"]["worker"]["command"]
+    assert own[:4] == service[:4]
+    (check,) = [rest for name, rest in _instructions() if name == "HEALTHCHECK"]
+    words = shlex.split(check.split("CMD", 1)[1])
+    assert words == shlex.split(compose["services"]["worker"]["healthcheck"]["test"][1])
+
+
+def test_what_the_image_copies_reaches_the_build() -> None:
+    """.dockerignore lets through exactly what COPY names (files that come later apart)."""
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    allowed = {line[1:] for line in ignored if line.startswith("!")}
+    copied = {
+        source
+        for name, rest in _instructions()
+        if name == "COPY" and not rest.startswith("--from")
+        for source in rest.split()[:-1]
+    }
+    assert copied == allowed
+
+
+def test_the_app_named_in_the_file_is_importable(compose: dict[str, Any]) -> None:
+    """``-A`` names a module of the example project."""
+    command = compose["services"]["worker"]["command"]
+    assert command[:3] == ["celery", "-A", "example_project.app"]
+    if (ROOT / "example_project" / "app.py").exists():
+        assert importlib.util.find_spec("example_project.app") is not None
