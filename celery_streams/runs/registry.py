@@ -87,11 +87,22 @@ class RunRegistry:
         """
         return self._link.call(self._ending(attempt, state, always=always, only_lost=False))
 
-    def finish_if_lost(self, run_id: str) -> bool:
-        """End the run as ``LOST`` if its lease has run out; ``True`` if it is over now."""
+    def finish_if_lost(self, run_id: str, state: str = LOST) -> bool:
+        """End the run as ``state`` if its lease has run out; ``True`` if it is over now."""
         attempt = Attempt(run_id, "")
-        verdict = self._link.call(self._ending(attempt, LOST, always=False, only_lost=True))
+        verdict = self._link.call(self._ending(attempt, state, always=False, only_lost=True))
         return verdict in ("OK", "ALREADY")
+
+    def first_time(self, run_id: str, what: str = "warned") -> bool:
+        """Whether nobody has asked this of the run before: for things said once per run."""
+        run = self._layout.owner(_any_slot(run_id))
+        first, expiry = self._link.call_many(
+            [Call("HSETNX", (run,), (what, 1)), Call("PEXPIRE", (run,), (self._retention,))]
+        )
+        for reply in (first, expiry):
+            if isinstance(reply, Exception):
+                raise reply
+        return bool(first)
 
     def describe(self, run_id: str) -> RunRecord:
         """What is recorded of the run; all empty for one that never opened a stream."""

@@ -1,0 +1,400 @@
+"""The one object a project makes: :class:`Streams`."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import secrets
+import threading
+import weakref
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from celery import states
+
+from celery_streams.contracts import Attempt, Authority, Head, Offset, Store
+from celery_streams.errors import ConfigurationError, RunFinished, StreamError, StreamNotFound
+from celery_streams.reading.reader import AsyncReader, Reader
+from celery_streams.redis.address import parse_address
+from celery_streams.runtime import AuthorityFactory, BackEnds, Runtime, StoreFactory
+from celery_streams.sessions import Session
+from celery_streams.settings import StreamsSettings
+from celery_streams.slots import Slot
+from celery_streams.stats import Counts
+from celery_streams.task.attempt import RunningAttempt
+from celery_streams.task.current import running
+from celery_streams.task.lifecycle import Lifecycle
+from celery_streams.typed import TypedStream
+from celery_streams.writing.writer import Writer
+from celery_streams.writing.writers import AttemptWriters
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+T = TypeVar("T")
+
+logger = logging.getLogger("celery_streams")
+
+#: Broker transports whose messages come back only after their visibility timeout.
+_POLLING_TRANSPORTS = ("redis", "rediss", "sqs", "sentinel")
+_DEFAULT_VISIBILITY_TIMEOUT = 3600.0
+
+
+class Streams:
+    """Durable, resumable streams for the tasks of a Celery app.
+
+    ::
+
+        app = Celery("proj", broker=..., backend=...)
+        streams = Streams(app)              # or Streams().init_app(app)
+
+    Nothing is connected, started or read before it is needed, and nothing of it crosses a
+    fork: every process has its own connections, its own cache and its own flusher.
+
+    Args:
+        app: the Celery app whose tasks get ``self.streams``.
+        authority, store: other back ends, as an object or as a factory
+            ``(link, layout, settings)`` that is called once in every process.
+        settings: any of :class:`StreamsSettings`, over environment and ``app.conf``.
+    """
+
+    def __init__(
+        self,
+        app: Celery | None = None,
+        *,
+        authority: Authority | AuthorityFactory | None = None,
+        store: Store | StoreFactory | None = None,
+        **settings: Any,
+    ) -> None:
+        self._app: Celery | None = None
+        self._overrides = settings
+        self._back_ends = BackEnds(authority, store)
+        self._settings: StreamsSettings | None = None
+        self._runtime: Runtime | None = None
+        self._lock = threading.Lock()
+        self._attempts: weakref.WeakSet[RunningAttempt] = weakref.WeakSet()
+        _live.add(self)
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Celery) -> Streams:
+        """Attach to ``app``; returns itself.
+
+        Raises:
+            ConfigurationError: already attached to another app, or ``app`` has streams.
+        """
+        if self._app is not None and self._app is not app:
+            raise ConfigurationError("this Streams is attached to another app already; make two")
+        if isinstance(getattr(app, "streams", None), Streams):
+            if self._app is app:
+                return self
+            raise ConfigurationError(f"the app {app.main!r} has Streams already; use app.streams")
+        self._app = app
+        app.streams = self
+        Lifecycle(self, app).install()
+        return self
+
+    @property
+    def settings(self) -> StreamsSettings:
+        """The settings in force. Raises :class:`ConfigurationError`."""
+        if self._settings is None:
+            conf = self._app.conf if self._app is not None else None
+            self._settings = StreamsSettings.load(conf, self._overrides)
+        return self._settings
+
+    @property
+    def runtime(self) -> Runtime:
+        """This process's connections, cache and flusher; made at first use."""
+        runtime = self._runtime
+        if runtime is None:
+            with self._lock:
+                if self._runtime is None:
+                    address = parse_address(self._url())
+                    self._runtime = Runtime(address, self.settings, self._back_ends)
+                runtime = self._runtime
+        return runtime
+
+    # Reading
+
+    def read(
+        self,
+        run_id: str,
+        key: str = "default",
+        *,
+        offset: Offset = 0,
+        timeout: float | None = 60.0,
+    ) -> Reader:
+        """Iterate over the chunks of a run's stream, live, until it ends.
+
+        May be called before the stream exists: nothing is missed. Resume after a
+        disconnection with ``offset=reader.offset``.
+
+        Args:
+            run_id: the task id.
+            key: which of the run's streams.
+            offset: a sequence number; negative for the last n chunks; ``"now"`` for new ones.
+            timeout: seconds without a chunk after which ``ReadTimeout`` is raised; ``None``
+                waits for ever.
+
+        Raises (while iterating):
+            ReadTimeout, OffsetGone, StoreUnavailable, ConfigurationError.
+        """
+        attempt = running.get()
+        if attempt is not None and attempt.chat is not None:
+            return attempt.streams.read(run_id, key, offset=offset, timeout=timeout)
+        return self.open_reader(Slot.run(run_id, key), offset, timeout)
+
+    def aread(
+        self,
+        run_id: str,
+        key: str = "default",
+        *,
+        offset: Offset = 0,
+        timeout: float | None = 60.0,
+    ) -> AsyncReader:
+        """:meth:`read` for an event loop: ``async for chunk in streams.aread(run_id)``."""
+        return self.open_async_reader(Slot.run(run_id, key), offset, timeout)
+
+    def head(self, run_id: str, key: str = "default") -> Head:
+        """The state of a stream. Raises :class:`StreamNotFound`."""
+        return self.runtime.store.head(Slot.run(run_id, key))
+
+    def keys(self, run_id: str) -> list[str]:
+        """The keys of the streams opened on a run. Raises :class:`StreamNotFound`."""
+        record = self.runtime.registry.describe(run_id)
+        if not record.keys:
+            raise StreamNotFound(f"run {run_id} has no streams (yet), or they have expired")
+        return list(record.keys)
+
+    def session(self, session_id: str) -> Session:
+        """A chat session, by its caller-chosen id."""
+        return Session(self, session_id)
+
+    # Writing
+
+    def write_to(
+        self,
+        run_id: str,
+        key: str = "default",
+        *,
+        create: bool = False,
+        content_type: str | None = None,
+    ) -> Writer:
+        """A writer on a run's stream, from outside its task; use it as a context manager.
+
+        Args:
+            create: open the stream even of a run nothing is known of yet (queued, or running
+                without having written).
+
+        Raises:
+            StreamNotFound: no such run, as far as the store and the result backend know.
+            RunFinished: the run has ended.
+        """
+        slot = Slot.run(run_id, key)
+        if not create:
+            self.require_run(run_id)
+        return self.open_writer(slot, content_type)
+
+    def define(self, key: str, kind: type[T]) -> TypedStream[T]:
+        """A typed stream: ``write`` validates, ``read`` yields ``kind``.
+
+        ``kind`` is a pydantic model or anything else pydantic validates.
+        """
+        return TypedStream(self, key, kind)
+
+    # Administration
+
+    def stats(self) -> Counts:
+        """What this process did so far."""
+        return self.runtime.stats.snapshot()
+
+    def revoke(self, run_id: str, key: str = "default") -> int:
+        """Withdraw the write credentials of a stream; returns how many mints that were.
+
+        Writers that are still entitled to write initialize again, and lose nothing.
+        """
+        return self.runtime.authority.revoke(Slot.run(run_id, key))
+
+    def reset(self) -> None:
+        """Forget the credentials this process remembers; the fleet's stay."""
+        self.runtime.cache.reset()
+
+    # For the other rooms of this package
+
+    def open_reader(self, slot: Slot, offset: Offset, timeout: float | None) -> Reader:
+        """A reader of any stream."""
+        return Reader(
+            self.runtime.store,
+            slot,
+            offset=offset,
+            timeout=timeout,
+            recheck=self.settings.recheck_interval,
+            on_idle=(lambda: self.end_if_over(slot.owner)) if slot.scope == "run" else None,
+        )
+
+    def open_async_reader(self, slot: Slot, offset: Offset, timeout: float | None) -> AsyncReader:
+        """An asyncio reader of any stream; must be called inside the event loop."""
+
+        async def on_idle() -> bool:
+            return await _in_thread(self.end_if_over, slot.owner)
+
+        return AsyncReader(
+            self.runtime.async_store(),
+            slot,
+            offset=offset,
+            timeout=timeout,
+            recheck=self.settings.recheck_interval,
+            on_idle=on_idle if slot.scope == "run" else None,
+        )
+
+    def open_writer(self, slot: Slot, content_type: str | None = None) -> Writer:
+        """A writer that belongs to no run: a producer of its own, with a fence of its own."""
+        return self._own_writers().writer(slot, content_type)
+
+    def close_stream(self, slot: Slot) -> Head:
+        """End a stream from outside a task."""
+        return self._own_writers().close(slot, self.settings.drain_timeout)
+
+    def require_run(self, run_id: str) -> None:
+        """Raise :class:`StreamNotFound` or :class:`RunFinished` unless the run can be written."""
+        record = self.runtime.registry.describe(run_id)
+        if record.state is not None:
+            raise RunFinished(
+                f"run {run_id} has finished ({record.state}); its streams are closed",
+                state=record.state,
+            )
+        if record.keys or record.epoch or record.leased:
+            return
+        if self._backend_state(run_id) in (None, states.PENDING):
+            raise StreamNotFound(
+                f"nothing is known of a run {run_id!r}: it has opened no stream, and the result "
+                "backend has no state for it. If it exists and has not written yet, use "
+                "streams.write_to(run_id, key, create=True)"
+            )
+
+    def end_if_over(self, run_id: str) -> bool:
+        """Close the streams of a run that is over without its worker having said so.
+
+        Whoever waits for a run looks now and then: its worker's lease may have run out, or
+        the result backend may know that it ended.
+        """
+        registry = self.runtime.registry
+        record = registry.describe(run_id)
+        if record.state is not None:
+            return True
+        ended = self._backend_state(run_id)
+        ended = ended if ended in states.READY_STATES else None
+        if record.leased:
+            return registry.finish_if_lost(run_id, ended) if ended else (
+                registry.finish_if_lost(run_id)
+            )
+        if ended is None or not (record.keys or record.epoch):
+            return False
+        return registry.finish(Attempt(run_id, "", generation=_ANY), ended) in ("OK", "ALREADY")
+
+    def redelivery_grace(self, task: Any) -> float:
+        """Seconds after which the broker delivers a lost worker's message again, if it does."""
+        app = self._app
+        if app is None or not getattr(task, "acks_late", False):
+            return 0.0
+        scheme = str(app.conf.broker_url or "").partition("://")[0]
+        if scheme not in _POLLING_TRANSPORTS:
+            return 0.0
+        options = app.conf.broker_transport_options or {}
+        return float(options.get("visibility_timeout", _DEFAULT_VISIBILITY_TIMEOUT))
+
+    def track(self, attempt: RunningAttempt) -> None:
+        """Remember a running attempt, so that a forked child can let go of it."""
+        self._attempts.add(attempt)
+
+    def after_fork_in_child(self) -> None:
+        """Drop everything with a connection, a thread or a lock: it is the parent's."""
+        self._lock = threading.Lock()
+        self._runtime = None
+        for attempt in list(self._attempts):
+            attempt.after_fork()
+
+    def close(self) -> None:
+        """Make durable what this process has accepted, and close its connections."""
+        runtime, self._runtime = self._runtime, None
+        if runtime is not None:
+            runtime.drain()
+            runtime.link.close()
+
+    def _own_writers(self) -> AttemptWriters:
+        runtime = self.runtime
+        attempt = Attempt(f"writer-{secrets.token_hex(8)}", secrets.token_hex(8))
+        return AttemptWriters(
+            attempt, runtime.open_channel, runtime.store, runtime.cache, runtime.settings
+        )
+
+    def _backend_state(self, run_id: str) -> str | None:
+        app = self._app
+        if app is None or _is_disabled(app.backend):
+            return None
+        try:
+            return str(app.AsyncResult(run_id).state)
+        except Exception as error:
+            logger.info("the result backend did not tell the state of %s: %s", run_id, error)
+            return None
+
+    def _url(self) -> str:
+        if self.settings.url is not None:
+            return resolve_url(self.settings.url.get_secret_value())
+        candidates: Iterable[Any] = ()
+        if self._app is not None:
+            candidates = (self._app.conf.result_backend, self._app.conf.broker_url)
+        for candidate in candidates:
+            first = str(candidate or "").split(";")[0]
+            if first.startswith(("redis://", "rediss://", "redis+cluster://")):
+                return first
+            if first.startswith("redis+socket://"):
+                return "unix://" + first.removeprefix("redis+socket://")
+        raise ConfigurationError(
+            "no store is configured, and neither Celery's result backend nor its broker is "
+            "Redis: set CELERY_STREAMS_URL (or app.conf.streams_url), for example to "
+            "redis://localhost:6379/0, or to embedded:// for a server of your own"
+        )
+
+
+#: A generation no attempt is newer than: the result backend's word is final.
+_ANY = 1 << 52
+
+_live: weakref.WeakSet[Streams] = weakref.WeakSet()
+
+
+def resolve_url(url: str) -> str:
+    """``embedded://`` URLs become the address of the server they stand for."""
+    if not url.startswith("embedded://"):
+        return url
+    from celery_streams.embedded import resolve
+
+    return resolve(url)
+
+
+def _is_disabled(backend: Any) -> bool:
+    return type(backend).__name__ == "DisabledBackend"
+
+
+async def _in_thread(function: Any, *args: Any) -> bool:
+    import asyncio
+
+    return bool(await asyncio.to_thread(function, *args))
+
+
+def _after_fork_in_child() -> None:
+    for streams in list(_live):
+        streams.after_fork_in_child()
+
+
+def _at_exit() -> None:
+    for streams in list(_live):
+        try:
+            streams.close()
+        except StreamError as error:
+            logger.warning("while closing: %s", error)
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+atexit.register(_at_exit)

@@ -1,0 +1,1 @@
+"""Chat-agent tasks: a session that outlives runs."""

@@ -1,0 +1,170 @@
+"""What one process holds at run time: connections, caches, the flusher. One per process id."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from celery_streams.contracts import JSON, Attempt, Authority, Producer, Store
+from celery_streams.credentials.authority import RedisAuthority
+from celery_streams.credentials.cache import CredentialCache
+from celery_streams.errors import StreamError
+from celery_streams.redis.address import Address
+from celery_streams.redis.client import AsyncRedisLink, RedisLink
+from celery_streams.redis.layout import Layout
+from celery_streams.runs.registry import RunRegistry
+from celery_streams.settings import StreamsSettings
+from celery_streams.slots import Slot
+from celery_streams.stats import Stats
+from celery_streams.stores.redis import RedisStore
+from celery_streams.stores.redis_async import AsyncRedisStore
+from celery_streams.writing.channel import Channel
+from celery_streams.writing.flusher import Flusher
+
+logger = logging.getLogger("celery_streams.runtime")
+
+AuthorityFactory = Callable[[RedisLink, Layout, StreamsSettings], Authority]
+StoreFactory = Callable[[RedisLink, Layout, StreamsSettings], Store]
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """A run's end that has to be recorded."""
+
+    attempt: Attempt
+    state: str
+    always: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BackEnds:
+    """User-supplied replacements: an object, or a factory called once per process."""
+
+    authority: Authority | AuthorityFactory | None = None
+    store: Store | StoreFactory | None = None
+
+
+@dataclass(slots=True)
+class Living:
+    """The attempts of this process whose leases are renewed, and ends not recorded yet."""
+
+    attempts: dict[str, Attempt] = field(default_factory=dict)
+    endings: deque[Ending] = field(default_factory=deque)
+
+
+class Runtime:
+    """Everything with a connection, a thread or a lock. Never crosses a fork."""
+
+    def __init__(self, address: Address, settings: StreamsSettings, back_ends: BackEnds) -> None:
+        self.settings = settings
+        self.stats = Stats()
+        self.layout = Layout(settings.prefix)
+        self._address = address
+        self.link = RedisLink(address, settings)
+        self.authority = _made(
+            back_ends.authority, Authority, RedisAuthority, self.link, self.layout, settings
+        )
+        self.store = _made(back_ends.store, Store, RedisStore, self.link, self.layout, settings)
+        self.registry = RunRegistry(self.link, self.layout, settings)
+        self.cache = CredentialCache(self.authority, self.link, self.layout, settings, self.stats)
+        self._living = Living()
+        self._lock = threading.Lock()
+        self.flusher = Flusher(
+            self.store,
+            self.cache,
+            settings,
+            self.stats,
+            tick=self._keep_alive,
+            tick_interval=min(settings.orphan_timeout / 3, 10.0),
+        )
+        self._channels: weakref.WeakSet[Channel] = weakref.WeakSet()
+        self._async_stores: weakref.WeakKeyDictionary[
+            asyncio.AbstractEventLoop, AsyncRedisStore
+        ] = weakref.WeakKeyDictionary()
+
+    def open_channel(self, slot: Slot, producer: Producer, content_type: str = JSON) -> Channel:
+        """A new way into ``slot`` for one producer."""
+        channel = Channel(slot, producer, content_type, self.settings, self.flusher.schedule)
+        self._channels.add(channel)
+        return channel
+
+    def async_store(self) -> AsyncRedisStore:
+        """The running event loop's store (asyncio connections belong to one loop)."""
+        loop = asyncio.get_running_loop()
+        store = self._async_stores.get(loop)
+        if store is None:
+            link = AsyncRedisLink(self._address, self.settings)
+            store = AsyncRedisStore(link, self.layout, self.settings)
+            self._async_stores[loop] = store
+        return store
+
+    def enter(self, attempt: Attempt) -> None:
+        """Renew the attempt's lease on its run until :meth:`leave`."""
+        with self._lock:
+            self._living.attempts[attempt.attempt_id] = attempt
+        self.flusher.keep_ticking()
+
+    def leave(self, attempt: Attempt) -> None:
+        """Stop renewing the attempt's lease."""
+        with self._lock:
+            self._living.attempts.pop(attempt.attempt_id, None)
+
+    def end_run(self, ending: Ending) -> None:
+        """Record the end of a run and close its streams: now, or as soon as the store is back."""
+        try:
+            verdict = self.registry.finish(ending.attempt, ending.state, always=ending.always)
+        except StreamError as error:
+            logger.warning(
+                "could not close the streams of run %s (%s) yet, will try again: %s",
+                ending.attempt.run_id,
+                ending.state,
+                error,
+            )
+            with self._lock:
+                self._living.endings.append(ending)
+            self.flusher.keep_ticking()
+            return
+        if verdict == "SUPERSEDED":
+            logger.warning(
+                "an earlier attempt of run %s ended (%s) while a later one is running; "
+                "its streams stay open",
+                ending.attempt.run_id,
+                ending.state,
+            )
+
+    def drain(self) -> None:
+        """Flush everything this process has accepted (at exit)."""
+        for channel in list(self._channels):
+            if channel.unsent and channel.error is None:
+                try:
+                    channel.flush(self.settings.drain_timeout)
+                except StreamError as error:
+                    logger.error("at exit: %s", error)
+
+    def _keep_alive(self) -> bool:
+        """The flusher's tick; answers whether there is anything left to do at the next one."""
+        with self._lock:
+            attempts = list(self._living.attempts.values())
+            endings = list(self._living.endings)
+            self._living.endings.clear()
+        for ending in endings:
+            self.end_run(ending)
+        if attempts:
+            for attempt, alive in zip(attempts, self.registry.renew(attempts), strict=True):
+                if alive is False:
+                    self.leave(attempt)
+        with self._lock:
+            return bool(self._living.attempts or self._living.endings)
+
+
+def _made(given, protocol, default, link, layout, settings):  # type: ignore[no-untyped-def]
+    if given is None:
+        return default(link, layout, settings)
+    if isinstance(given, protocol):
+        return given
+    return given(link, layout, settings)

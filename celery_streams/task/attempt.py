@@ -1,0 +1,177 @@
+"""One attempt while it runs: its streams, its drain, and how it ends."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from celery import states
+from celery.exceptions import Ignore, Reject, Retry
+
+from celery_streams.chat.agent import ChatAgent
+from celery_streams.chat.context import Chat, session_id_of
+from celery_streams.errors import StreamError
+from celery_streams.runtime import Ending, Runtime
+from celery_streams.slots import Slot
+from celery_streams.task.guardrail import Guardrail
+from celery_streams.task.identity import RunIdentity
+from celery_streams.task.run_streams import RunStreams
+from celery_streams.writing.writers import AttemptWriters
+
+if TYPE_CHECKING:
+    from celery_streams.app import Streams
+
+logger = logging.getLogger("celery_streams.task")
+
+#: States after which the run goes on in another attempt.
+UNFINISHED = frozenset({states.RETRY, states.REJECTED})
+
+
+class RunningAttempt:
+    """A task that is executing. Does no I/O until the task uses a stream."""
+
+    def __init__(self, owner: Streams, task: Any, identity: RunIdentity, args: Any) -> None:
+        self.identity = identity
+        self.executing = False
+        self.replaced = False
+        self._owner = owner
+        self._task = task
+        self._writers: AttemptWriters | None = None
+        self._raised: BaseException | None = None
+        self._number = 1 if identity.first else 0
+        self.streams = RunStreams(
+            identity,
+            self._get_writers,
+            attempt_number=self._get_number,
+            require_run=owner.require_run,
+            open_reader=owner.open_reader,
+            head=lambda slot: owner.runtime.store.head(slot),
+            drain_timeout=owner.settings.drain_timeout,
+            guardrail=self._guardrail() if isinstance(task, ChatAgent) else None,
+        )
+        self.chat = self._chat(args) if isinstance(task, ChatAgent) else None
+        owner.track(self)
+
+    def execute(self, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Call the task's body and drain before its outcome leaves this function.
+
+        Celery stores the result after this returns, so a client that sees SUCCESS finds every
+        chunk. A task that fails keeps its own exception; a drain that fails is then only logged.
+        """
+        self.executing = True
+        try:
+            result = run(*args, **kwargs)
+        except Exception as error:
+            self._raised = error
+            self._drain(fail=False)
+            raise
+        except BaseException as error:
+            self._raised = error
+            raise
+        else:
+            self._drain(fail=self._owner.settings.drain_failure == "fail")
+            return result
+        finally:
+            self.executing = False
+
+    def leave(self, state: str | None) -> None:
+        """The attempt is over and its outcome stored: close the run's streams, or leave them.
+
+        ``state`` is Celery's; ``None`` when an exception propagates out of Celery's tracer.
+        """
+        self._drain(fail=False)
+        opened = self._writers is not None and self._own_slot_opened()
+        state = state or self._state_of_exception()
+        if state is not None:
+            children = bool(getattr(self._task.request, "children", None))
+            if self._goes_on(state):
+                if opened:
+                    self._suspend()
+            elif opened or children or not self.identity.first or self._number > 1:
+                self._owner.runtime.end_run(Ending(self.identity.attempt, state, always=children))
+        if self._writers is not None:
+            self._owner.runtime.leave(self.identity.attempt)
+
+    def after_fork(self) -> None:
+        """In a forked child: let go of the parent's writers."""
+        self._writers = None
+        self.streams.forget_writers()
+        if self.chat is not None:
+            self.chat.stream.forget_writers()
+
+    def _get_writers(self) -> AttemptWriters:
+        writers = self._writers
+        if writers is None:
+            runtime = self._owner.runtime
+            writers = self._writers = AttemptWriters(
+                self.identity.attempt,
+                runtime.open_channel,
+                runtime.store,
+                runtime.cache,
+                runtime.settings,
+            )
+            runtime.enter(self.identity.attempt)
+        return writers
+
+    def _get_number(self) -> int:
+        if not self._number:
+            epoch = self._owner.runtime.registry.begin(self.identity.attempt)
+            # An earlier attempt that never wrote has left no epoch, but it has been here.
+            self._number = max(epoch, self.identity.retries + 1, 2)
+            self._get_writers()
+        return self._number
+
+    def _drain(self, *, fail: bool) -> None:
+        if self._writers is None:
+            return
+        try:
+            self._writers.drain(self._owner.settings.drain_timeout)
+        except StreamError as error:
+            if fail:
+                raise
+            logger.error(
+                "chunks of %s[%s] are not durable: %s",
+                self._task.name,
+                self.identity.run_id,
+                error,
+            )
+
+    def _own_slot_opened(self) -> bool:
+        assert self._writers is not None
+        run_id = self.identity.run_id
+        return any(slot.scope == "run" and slot.owner == run_id for slot in self._writers.slots)
+
+    def _goes_on(self, state: str) -> bool:
+        return state in UNFINISHED or (state == states.IGNORED and self.replaced)
+
+    def _state_of_exception(self) -> str | None:
+        match self._raised:
+            case Retry():
+                return str(states.RETRY)
+            case Reject():
+                return str(states.REJECTED)
+            case Ignore():
+                return str(states.IGNORED)
+            case Exception():
+                return str(states.FAILURE)
+        # The process is being torn down: its parent, or the lease, ends the run.
+        return None
+
+    def _suspend(self) -> None:
+        try:
+            self._owner.runtime.registry.suspend(self.identity.attempt)
+        except StreamError as error:
+            logger.warning("could not suspend run %s: %s", self.identity.run_id, error)
+
+    def _guardrail(self) -> Guardrail:
+        run_id = self.identity.run_id
+        return Guardrail(
+            run_id, self._task.name, lambda: self._owner.runtime.registry.first_time(run_id)
+        )
+
+    def _chat(self, args: tuple[tuple[Any, ...], dict[str, Any]]) -> Chat:
+        session_id = session_id_of(self._task.run, self._task.session_argument, *args)
+        return Chat(
+            Slot.session(session_id).owner, self._get_writers, self._owner.open_reader
+        )

@@ -1,0 +1,229 @@
+"""The hooks into Celery: make every task of an app run inside a :class:`RunningAttempt`.
+
+Hooked on the app, not on Celery: another app in the process without streams is not touched.
+
+- Each task of the app is instrumented when it is registered, at any time and by any way
+  (decorator, ``shared_task``, class): the body is wrapped, so that draining happens after it
+  and before Celery stores the result. Nothing later is early enough, and nothing else sees
+  both outcomes before they are stored. A class with its own ``__call__`` gets that wrapped
+  instead, since Celery's tracer then calls it in place of ``run``.
+- ``task_prerun`` enters the attempt (so that ``before_start`` may write), ``task_postrun``
+  leaves it: the result is stored by then, and the state known.
+- ``task_failure`` and ``task_revoked`` also come from the worker's parent process, on behalf
+  of a child that was killed or never started: then nobody else will end the run.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from celery import Celery, signals, states
+from celery.app.task import Task
+from celery.app.trace import task_has_custom
+
+from celery_streams.chat.agent import ChatAgent
+from celery_streams.contracts import Attempt
+from celery_streams.errors import StreamError
+from celery_streams.runtime import Ending
+from celery_streams.task.attempt import RunningAttempt
+from celery_streams.task.current import run_chat, run_streams, running
+from celery_streams.task.identity import identify
+
+if TYPE_CHECKING:
+    from celery_streams.app import Streams
+
+logger = logging.getLogger("celery_streams.task")
+
+_MARK = "_celery_streams"
+
+
+class Lifecycle:
+    """The hooks of one :class:`~celery_streams.Streams` on one Celery app."""
+
+    def __init__(self, owner: Streams, app: Celery) -> None:
+        self._owner = owner
+        self._app = app
+
+    def install(self) -> None:
+        """Instrument the app's tasks, now and as they are registered, and listen."""
+        app = self._app
+        app._task_from_fun = self._instrumenting(app._task_from_fun)
+        app.register_task = self._instrumenting(app.register_task)
+        for task in list(app._tasks.values()):
+            self._instrument(task)
+        signals.task_prerun.connect(self._on_prerun, weak=False)
+        signals.task_postrun.connect(self._on_postrun, weak=False)
+        signals.task_failure.connect(self._on_failure, weak=False)
+        signals.task_revoked.connect(self._on_revoked, weak=False)
+
+    def _instrumenting(self, register: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(register)
+        def registered(*args: Any, **kwargs: Any) -> Any:
+            task = register(*args, **kwargs)
+            self._instrument(task)
+            return task
+
+        return registered
+
+    def _instrument(self, task: Any) -> None:
+        if task.name.startswith("celery.") or _MARK in task.__dict__:
+            return
+        setattr(task, _MARK, self)
+        kind = type(task)
+        _add_property(kind, "streams", run_streams)
+        if issubclass(kind, ChatAgent):
+            _add_property(kind, "chat", run_chat)
+        if task_has_custom(task, "__call__"):
+            _wrap_call(kind)
+        else:
+            task.run = self._wrapped(task, task.run)
+        task.on_replace = _noting_replacement(task.on_replace)
+
+    def _wrapped(self, task: Any, run: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(run)
+        def run_in_attempt(*args: Any, **kwargs: Any) -> Any:
+            return self.execute(task, run, args, kwargs)
+
+        return run_in_attempt
+
+    def execute(self, task: Any, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a task's body in its attempt."""
+        if (refused := getattr(task.request, "_celery_streams_error", None)) is not None:
+            raise refused
+        attempt = running.get()
+        direct = task.request.called_directly
+        if attempt is not None and (direct or attempt.executing):
+            return run(*args, **kwargs)  # a plain function call inside a running task
+        if attempt is not None:
+            return attempt.execute(run, args, kwargs)
+        return self._execute_directly(task, run, args, kwargs)
+
+    def _execute_directly(self, task: Any, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A task called as a function, outside any task: a run of its own, from here to here."""
+        attempt = RunningAttempt(self._owner, task, identify(task.request), (args, kwargs))
+        token = running.set(attempt)
+        state: str | None = None
+        try:
+            result = attempt.execute(run, args, kwargs)
+            state = states.SUCCESS
+            return result
+        finally:
+            try:
+                attempt.leave(state)
+            finally:
+                running.reset(token)
+
+    def _mine(self, task: Any) -> bool:
+        return getattr(task, "__dict__", {}).get(_MARK) is self
+
+    def _on_prerun(
+        self, task_id: str, task: Any, args: Any = (), kwargs: Any = None, **_: Any
+    ) -> None:
+        if not self._mine(task):
+            return
+        try:
+            identity = identify(task.request, grace=self._owner.redelivery_grace(task))
+            attempt = RunningAttempt(self._owner, task, identity, (args, kwargs or {}))
+        except StreamError as error:
+            # Celery swallows what a signal handler raises: the body's wrapper raises it.
+            task.request._celery_streams_error = error
+            return
+        outer = running.get()
+        if outer is not None and outer.identity.run_id == task_id:
+            outer.streams.flush()  # an eager retry runs inside the attempt it replaces
+        task.request._celery_streams_token = running.set(attempt)
+
+    def _on_postrun(self, task_id: str, task: Any, state: str | None = None, **_: Any) -> None:
+        token = getattr(task.request, "_celery_streams_token", None)
+        attempt = running.get()
+        if token is None or attempt is None or not self._mine(task):
+            return
+        try:
+            attempt.leave(state)
+        except Exception:
+            logger.exception("could not end the streams of %s[%s]", task.name, task_id)
+        finally:
+            running.reset(token)
+
+    def _on_failure(self, sender: Any, task_id: str, **_: Any) -> None:
+        attempt = running.get()
+        if not self._mine(sender) or (attempt is not None and attempt.identity.run_id == task_id):
+            return
+        self._end_for_worker(sender.request, task_id, states.FAILURE)
+
+    def _on_revoked(self, sender: Any, request: Any, **_: Any) -> None:
+        if self._mine(sender):
+            self._end_for_worker(request, request.id, states.REVOKED)
+
+    def _end_for_worker(self, request: Any, task_id: str, state: str) -> None:
+        """End a run whose own process cannot."""
+        try:
+            known = identify(request).attempt if getattr(request, "id", None) == task_id else None
+            attempt = Attempt(
+                task_id,
+                "",
+                generation=known.generation if known else 0,
+                redelivered=bool(known and known.redelivered),
+            )
+            self._owner.runtime.end_run(Ending(attempt, state, always=True))
+        except StreamError as error:
+            logger.warning("could not close the streams of run %s (%s): %s", task_id, state, error)
+
+
+def _add_property(kind: type, name: str, look_up: Callable[[], Any]) -> None:
+    existing = getattr(kind, name, None)
+    if isinstance(existing, property) and getattr(existing.fget, _MARK, False):
+        return
+    if name in _own_attributes(kind):
+        logger.warning(
+            "the task class %s has an attribute %r of its own, so self.%s stays that; "
+            "use celery_streams.current_%s in it",
+            kind.__name__,
+            name,
+            name,
+            name,
+        )
+        return
+
+    def get(_: Any) -> Any:
+        return look_up()
+
+    setattr(get, _MARK, True)
+    setattr(kind, name, property(get, doc=look_up.__doc__))
+
+
+def _own_attributes(kind: type) -> set[str]:
+    """Names that user classes define (Celery's and ours do not count)."""
+    ours = {Task, ChatAgent, object}
+    return {name for base in kind.__mro__ if base not in ours for name in vars(base)}
+
+
+def _wrap_call(kind: Any) -> None:
+    """Wrap a class's own ``__call__``; which app's hooks apply is the task's to know."""
+    original = kind.__call__
+    if getattr(original, _MARK, False):
+        return
+
+    @functools.wraps(original)
+    def call_in_attempt(self: Any, *args: Any, **kwargs: Any) -> Any:
+        hooks: Lifecycle | None = self.__dict__.get(_MARK)
+        if hooks is None:
+            return original(self, *args, **kwargs)
+        return hooks.execute(self, functools.partial(original, self), args, kwargs)
+
+    setattr(call_in_attempt, _MARK, True)
+    kind.__call__ = call_in_attempt
+
+
+def _noting_replacement(on_replace: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(on_replace)
+    def noted(signature: Any) -> Any:
+        attempt = running.get()
+        if attempt is not None:
+            attempt.replaced = True
+        return on_replace(signature)
+
+    return noted

@@ -1,0 +1,170 @@
+"""``self.streams``: the run-scoped streams of a running task."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, overload
+
+from celery_streams.contracts import Head, Offset
+from celery_streams.reading.reader import Reader
+from celery_streams.slots import Slot
+from celery_streams.task.identity import RunIdentity
+from celery_streams.writing.writer import Writer
+from celery_streams.writing.writers import AttemptWriters
+
+if TYPE_CHECKING:
+    from celery_streams.task.guardrail import Guardrail
+
+
+class RunStreams:
+    """The streams of the run that a task is executing, and of its relatives.
+
+    ``target`` is ``"self"`` (this run), ``"parent"``, ``"root"``, or a run id; a run without a
+    parent or root is its own. ``key`` names one of a run's streams. Thread-safe: pass it to
+    the threads a task starts.
+    """
+
+    def __init__(
+        self,
+        identity: RunIdentity,
+        writers: Callable[[], AttemptWriters],
+        *,
+        attempt_number: Callable[[], int],
+        require_run: Callable[[str], None],
+        open_reader: Callable[[Slot, Offset, float | None], Reader],
+        head: Callable[[Slot], Head],
+        drain_timeout: float,
+        guardrail: Guardrail | None,
+    ) -> None:
+        self._identity = identity
+        self._writers = writers
+        self._attempt_number = attempt_number
+        self._require_run = require_run
+        self._open_reader = open_reader
+        self._head = head
+        self._drain_timeout = drain_timeout
+        self._guardrail = guardrail
+        self._by_name: dict[tuple[str, str], Writer] = {}
+
+    @property
+    def run_id(self) -> str:
+        """The run's id: the task id."""
+        return self._identity.run_id
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt of the run this is, from 1. Costs a round trip only from the second on.
+
+        Raises:
+            StreamFenced: a later attempt has taken over; this one should stop.
+        """
+        return self._attempt_number()
+
+    def write(self, chunk: Any, *, key: str = "default", target: str = "self") -> None:
+        """Queue one chunk; never a round trip. See :meth:`Writer.write`."""
+        if self._guardrail is not None:
+            self._guardrail("write")
+        writer = self._by_name.get((key, target))
+        if writer is None:
+            writer = self._named(key, target)
+        writer.write(chunk)
+
+    def append(
+        self,
+        chunk: Any,
+        *,
+        key: str = "default",
+        target: str = "self",
+        timeout: float | None = None,
+    ) -> int:
+        """Write one chunk, wait until it is durable, return its sequence number."""
+        if self._guardrail is not None:
+            self._guardrail("append")
+        return self._named(key, target).append(chunk, timeout=timeout)
+
+    def writer(
+        self, *, key: str = "default", target: str = "self", content_type: str | None = None
+    ) -> Writer:
+        """A writer on one stream, best used as a context manager (it waits at the end).
+
+        ``content_type`` is that of a stream this writer opens: ``application/json`` (default),
+        ``text/*`` for str chunks, anything else for bytes chunks.
+        """
+        if self._guardrail is not None:
+            self._guardrail("writer")
+        return self._open(key, target, content_type)
+
+    @overload
+    def pipe(
+        self, source: AsyncIterable[Any], *, key: str = ..., target: str = ...
+    ) -> AsyncIterator[Any]: ...
+    @overload
+    def pipe(
+        self, source: Iterable[Any], *, key: str = ..., target: str = ...
+    ) -> Iterator[Any]: ...
+    def pipe(
+        self,
+        source: Iterable[Any] | AsyncIterable[Any],
+        *,
+        key: str = "default",
+        target: str = "self",
+    ) -> Iterator[Any] | AsyncIterator[Any]:
+        """Yield the items of ``source`` on while writing them (async if the source is)."""
+        if self._guardrail is not None:
+            self._guardrail("pipe")
+        writer = self._open(key, target)
+        if isinstance(source, AsyncIterable):
+            return writer.apipe(source)
+        return writer.pipe(source)
+
+    def read(
+        self,
+        run_id: str | None = None,
+        key: str = "default",
+        *,
+        offset: Offset = 0,
+        timeout: float | None = 60.0,
+    ) -> Reader:
+        """Read a stream of another run (or this one). See :meth:`celery_streams.Streams.read`."""
+        if self._guardrail is not None:
+            self._guardrail("read")
+        slot = Slot.run(self.run_id if run_id is None else run_id, key)
+        return self._open_reader(slot, offset, timeout)
+
+    def flush(self, *, timeout: float | None = None) -> None:
+        """Wait until everything this attempt wrote is durable (default ``drain_timeout``).
+
+        Raises:
+            StreamError: it is not; ``unsent`` says how many chunks.
+        """
+        self._writers().drain(self._drain_timeout if timeout is None else timeout)
+
+    def head(self, key: str = "default") -> Head:
+        """The state of one of this run's streams: ``head.end`` chunks are durable.
+
+        A retried task continues from there. Raises :class:`StreamNotFound` if nothing has been
+        written yet.
+        """
+        return self._head(Slot.run(self.run_id, key))
+
+    def close(self, key: str = "default", *, target: str = "self") -> Head:
+        """End one stream now; without this, streams end with the run."""
+        slot = Slot.run(self._identity.resolve(target), key)
+        return self._writers().close(slot, self._drain_timeout)
+
+    def forget_writers(self) -> None:
+        """Start anew in a forked child: its parent's buffers are not its own."""
+        self._by_name = {}
+
+    def _named(self, key: str, target: str) -> Writer:
+        writer = self._by_name.get((key, target))
+        if writer is None:
+            writer = self._by_name[key, target] = self._open(key, target)
+        return writer
+
+    def _open(self, key: str, target: str, content_type: str | None = None) -> Writer:
+        run_id = self._identity.resolve(target)
+        slot = Slot.run(run_id, key)
+        if run_id == target:
+            self._require_run(run_id)
+        return self._writers().writer(slot, content_type)

@@ -1,0 +1,1 @@
+"""From ``write()`` to the store: buffer, batch, send, retry."""

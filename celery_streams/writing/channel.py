@@ -1,0 +1,241 @@
+"""One writer's way into one stream: a bounded buffer, and at most one batch in flight.
+
+Task threads put chunks in; the process's :class:`~celery_streams.writing.flusher.Flusher`
+takes batches out. Nothing is in flight: the next chunk leaves at once. Something is: chunks
+gather and leave together when it is acknowledged. So an idle stream has the latency of one
+round trip, and a hot one batches itself, without a timer.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from celery_streams.chunks import frame
+from celery_streams.contracts import Appended, Batch, Producer
+from celery_streams.errors import StreamError, WriteTimeout
+from celery_streams.settings import StreamsSettings
+from celery_streams.slots import Slot
+
+
+@dataclass(frozen=True, slots=True)
+class WriteResult:
+    """What a writer has written: ``count`` chunks, all durable.
+
+    ``offset`` is the sequence number after its last chunk: where a reader that has read them
+    all stands.
+    """
+
+    offset: int
+    count: int
+
+
+class Channel:
+    """The buffer of one producer on one slot. Thread-safe.
+
+    Args:
+        slot: the stream.
+        producer: identifies this writer to the store; owned by this channel alone.
+        content_type: of the stream.
+        settings: buffer and batch limits, ``write_timeout``.
+        schedule: called (outside the lock) when the channel has something to send and the
+            flusher does not know yet.
+    """
+
+    def __init__(
+        self,
+        slot: Slot,
+        producer: Producer,
+        content_type: str,
+        settings: StreamsSettings,
+        schedule: Callable[[Channel], None],
+    ) -> None:
+        self.slot = slot
+        self.producer = producer
+        self.content_type = content_type
+        self.failures = 0  #: consecutive; the flusher's
+        self.failing_since = 0.0  #: monotonic seconds; the flusher's
+        self._limit = settings.buffer_bytes
+        self._batch_bytes = settings.batch_bytes
+        self._batch_chunks = settings.batch_chunks
+        self._write_timeout = settings.write_timeout
+        self._schedule = schedule
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._pending: list[bytes] = []
+        self._bytes = 0  # of chunks that are not durable: pending and in flight
+        self._flying: Batch | None = None
+        self._flying_bytes = 0
+        self._seq = 0
+        self._durable = 0
+        self._end = 0
+        self._scheduled = False
+        self._lost = 0  # accepted, and given up when this writer ended
+        self._error: StreamError | None = None
+        self._awaited: dict[int, int] = {}  # chunk's place in this channel -> its offset, or -1
+
+    def put(self, data: bytes, *, awaited: bool = False) -> int:
+        """Accept one serialized chunk; returns its place in this channel.
+
+        Blocks while the buffer is full. ``awaited`` keeps its offset for :meth:`offset_of`.
+
+        Raises:
+            WriteTimeout: no room for ``write_timeout`` seconds; the chunk was not accepted.
+            StreamError: whatever has ended this writer.
+        """
+        with self._lock:
+            if self._error is not None:
+                raise self._ended()
+            if self._bytes and self._bytes + len(data) > self._limit:
+                self._wait_for_room(len(data))
+            # A soft time limit may raise between any two lines here, so whatever can be is
+            # derived, and flush() schedules again.
+            place = self._accepted()
+            self._pending.append(data)
+            self._bytes += len(data)
+            if awaited:
+                self._awaited[place] = -1
+            if self._scheduled:
+                return place
+            self._scheduled = True
+        self._schedule(self)
+        return place
+
+    def flush(self, timeout: float, *, upto: int | None = None) -> int:
+        """Wait until the first ``upto`` chunks (default: all accepted so far) are durable.
+
+        Returns the stream's end as of the last acknowledgement.
+
+        Raises:
+            WriteTimeout: not within ``timeout`` seconds.
+            StreamError: whatever has ended this writer before.
+        """
+        deadline = time.monotonic() + timeout
+        if self._pending:
+            self._schedule(self)
+        with self._lock:
+            goal = self._accepted() if upto is None else upto
+            while self._durable < goal:
+                if self._error is not None:
+                    raise self._ended()
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise self._timed_out(f"not acknowledged within {timeout:g} s")
+                self._changed.wait(left)
+            return self._end
+
+    def offset_of(self, place: int) -> int:
+        """The sequence number of the durable chunk that was put with ``awaited``; once."""
+        with self._lock:
+            return self._awaited.pop(place)
+
+    @property
+    def error(self) -> StreamError | None:
+        """What has ended this writer, if anything has, with what was lost."""
+        with self._lock:
+            return None if self._error is None else self._ended()
+
+    @property
+    def unsent(self) -> int:
+        """Chunks accepted and not known to be durable."""
+        with self._lock:
+            return self._accepted() - self._durable
+
+    # The flusher's side.
+
+    def take(self) -> Batch | None:
+        """The batch to send: the one in flight again, else a new one; ``None``: nothing to do."""
+        with self._lock:
+            if self._error is not None:
+                return None
+            if self._flying is not None:
+                return self._flying
+            if not self._pending:
+                self._scheduled = False
+                return None
+            chunks = self._cut()
+            self._flying_bytes = sum(map(len, chunks))
+            self._flying = Batch(self._seq, frame(chunks, self.content_type), len(chunks))
+            return self._flying
+
+    def acknowledged(self, appended: Appended) -> tuple[int, int, bool]:
+        """The batch in flight is durable; returns its chunks, bytes, and whether more waits."""
+        with self._lock:
+            batch, size = self._flying, self._flying_bytes
+            if batch is None:
+                return 0, 0, False
+            for place in self._awaited:
+                if self._durable <= place < self._durable + batch.count:
+                    self._awaited[place] = appended.offset + place - self._durable
+            self._flying = None
+            self._seq += 1
+            self._durable += batch.count
+            self._bytes = self._bytes - size if self._pending else 0
+            self._end = appended.end
+            self._scheduled = bool(self._pending)
+            self._changed.notify_all()
+            return batch.count, size, self._scheduled
+
+    def fail(self, error: StreamError) -> None:
+        """End this writer: whoever waits, and whoever writes from now on, gets ``error``."""
+        with self._lock:
+            self._lost = self._accepted() - self._durable
+            self._error = error
+            self._pending.clear()
+            self._flying = None
+            self._bytes = 0
+            self._changed.notify_all()
+
+    def _accepted(self) -> int:
+        flying = 0 if self._flying is None else self._flying.count
+        return self._durable + flying + len(self._pending) + self._lost
+
+    def _cut(self) -> list[bytes]:
+        pending = self._pending
+        if self._bytes <= self._batch_bytes and len(pending) <= self._batch_chunks:
+            self._pending = []
+            return pending
+        count = size = 0
+        for data in pending[: self._batch_chunks]:
+            size += len(data)
+            if count and size > self._batch_bytes:
+                break
+            count += 1
+        self._pending = pending[count:]
+        return pending[:count]
+
+    def _wait_for_room(self, size: int) -> None:
+        deadline = time.monotonic() + self._write_timeout
+        while self._bytes and self._bytes + size > self._limit:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise self._timed_out(
+                    f"no room in the write buffer ({self._limit} bytes) for "
+                    f"{self._write_timeout:g} s; the store is too slow or unreachable"
+                )
+            self._changed.wait(left)
+            if self._error is not None:
+                raise self._ended()
+
+    def _timed_out(self, what: str) -> WriteTimeout:
+        unsent = self._accepted() - self._durable
+        error = WriteTimeout(f"{what}: {unsent} chunks of {self.slot} are not durable")
+        error.unsent = unsent
+        return error
+
+    def _ended(self) -> StreamError:
+        """A fresh copy of what ended this writer (each raise grows its own traceback)."""
+        assert self._error is not None
+        error = copy.copy(self._error)
+        error.unsent = self._accepted() - self._durable
+        if error.unsent:
+            first = self._durable
+            error.args = (
+                f"{error.args[0]} ({error.unsent} chunks of {self.slot} are not durable: this "
+                f"writer's chunks {first} to {self._accepted() - 1}, counted from 0)",
+            )
+        error.__cause__ = self._error.__cause__
+        return error

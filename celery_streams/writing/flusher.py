@@ -1,0 +1,215 @@
+"""The one thread of a process that sends: :class:`Flusher`."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from celery_streams.contracts import Append, Appended, Credentials, Store
+from celery_streams.credentials.cache import CredentialCache
+from celery_streams.errors import CredentialsRejected, StreamFenced
+from celery_streams.settings import StreamsSettings
+from celery_streams.stats import Stats
+from celery_streams.writing.channel import Channel
+from celery_streams.writing.policy import Action, decide, final
+
+logger = logging.getLogger("celery_streams.writing")
+
+#: Channels sent in one round trip, and threads that may wait for credentials at once.
+MAX_CHANNELS = 64
+MAX_ACQUIRING = 16
+
+
+class Flusher:
+    """Sends what the channels of this process hold, in turn, many in one round trip.
+
+    A channel is in exactly one place: idle, ready, waiting for credentials, or resting after a
+    failure. Each ready channel gets one batch a round, so a hot stream cannot starve a quiet
+    one. Credentials a slot does not have yet are obtained in a thread of their own, because an
+    authority may be slow and other streams must not wait for it.
+
+    The thread is a daemon started at first use, and belongs to the process that started it.
+
+    Args:
+        store, cache: where batches go, and with which credentials.
+        settings: ``retry_timeout``.
+        stats: counts appends, chunks, bytes, retries, fenced.
+        tick: called about every ``tick_interval`` seconds while :meth:`keep_ticking` is on
+            (lease renewal).
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        cache: CredentialCache,
+        settings: StreamsSettings,
+        stats: Stats,
+        *,
+        tick: Callable[[], bool],
+        tick_interval: float,
+    ) -> None:
+        self._store = store
+        self._cache = cache
+        self._deadline = settings.retry_timeout
+        self._stats = stats
+        self._tick = tick
+        self._tick_interval = tick_interval
+        self._next_tick: float | None = None
+        self._wake = threading.Condition(threading.Lock())
+        self._ready: deque[Channel] = deque()
+        self._resting: list[tuple[float, int, Channel]] = []
+        self._cold: deque[Channel] = deque()
+        self._acquiring = 0
+        self._order = itertools.count()
+        self._thread: threading.Thread | None = None
+
+    def schedule(self, channel: Channel) -> None:
+        """The channel has something to send."""
+        with self._wake:
+            self._ready.append(channel)
+            self._start_or_wake()
+
+    def keep_ticking(self) -> None:
+        """Call ``tick`` from now on, until it answers ``False``."""
+        with self._wake:
+            if self._next_tick is None:
+                self._next_tick = time.monotonic() + self._tick_interval
+                self._start_or_wake()
+
+    def _start_or_wake(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._run, name="celery-streams-flusher", daemon=True
+            )
+            self._thread.start()
+        else:
+            self._wake.notify()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self._maybe_tick()
+                self._send(self._next_round())
+            except Exception:
+                # A bug must not silence every stream of the process for good.
+                logger.exception("unexpected failure in the flusher; it goes on")
+                time.sleep(0.1)
+
+    def _next_round(self) -> list[Channel]:
+        """Wait until somebody is ready (or a tick is due); at most ``MAX_CHANNELS`` of them."""
+        with self._wake:
+            while True:
+                now = time.monotonic()
+                while self._resting and self._resting[0][0] <= now:
+                    self._ready.append(heapq.heappop(self._resting)[2])
+                if self._ready:
+                    count = min(len(self._ready), MAX_CHANNELS)
+                    return [self._ready.popleft() for _ in range(count)]
+                due = [moment for moment in (self._next_tick,) if moment is not None]
+                if self._resting:
+                    due.append(self._resting[0][0])
+                if due and min(due) <= now:
+                    return []
+                self._wake.wait(min(due) - now if due else None)
+
+    def _maybe_tick(self) -> None:
+        if self._next_tick is None or time.monotonic() < self._next_tick:
+            return
+        # Rescheduled before the call, so that keep_ticking() during it is not forgotten.
+        self._next_tick = time.monotonic() + self._tick_interval
+        try:
+            if not self._tick():
+                self._next_tick = None
+        except Exception:
+            logger.warning("could not renew the leases of running tasks", exc_info=True)
+
+    def _send(self, channels: list[Channel]) -> None:
+        sending: list[Channel] = []
+        appends: list[Append] = []
+        for channel in dict.fromkeys(channels):  # flush() may have scheduled one twice
+            if self._cache.peek(channel.slot) is None:
+                self._obtain_credentials(channel)
+                continue
+            credentials = self._cache.get(channel.slot)  # a hit; refreshes ahead of expiry
+            batch = channel.take()
+            if batch is not None:
+                sending.append(channel)
+                appends.append(Append(channel.slot, batch, channel.producer, credentials))
+        if not appends:
+            return
+        try:
+            results = self._store.append_many(appends)
+        except Exception as error:
+            results = [error] * len(appends)
+        for channel, append, result in zip(sending, appends, results, strict=True):
+            if isinstance(result, Appended):
+                self._succeeded(channel, result)
+            else:
+                self._failed(channel, result, append.credentials)
+
+    def _succeeded(self, channel: Channel, appended: Appended) -> None:
+        channel.failures = 0
+        chunks, size, more = channel.acknowledged(appended)
+        self._stats.add(appends=1, chunks=chunks, bytes=size)
+        if more:
+            with self._wake:
+                self._ready.append(channel)
+
+    def _failed(self, channel: Channel, error: Exception, used: Credentials | None) -> None:
+        now = time.monotonic()
+        if channel.failures == 0:
+            channel.failing_since = now
+        channel.failures += 1
+        failing_for = now - channel.failing_since
+        decision = decide(error, channel.failures, failing_for, self._deadline)
+        if used is not None and decision.action is not Action.RETRY:
+            self._evict(used)
+        if decision.action is Action.END:
+            if isinstance(error, StreamFenced):
+                self._stats.add(fenced=1)
+            logger.warning("writing to %s ends: %s", channel.slot, error)
+            channel.fail(final(error, failing_for))
+            return
+        self._stats.add(retries=1)
+        level = logging.INFO if isinstance(error, CredentialsRejected) else logging.WARNING
+        if channel.failures in (1, 4):
+            logger.log(level, "sending to %s again after: %s", channel.slot, error)
+        with self._wake:
+            heapq.heappush(self._resting, (now + decision.pause, next(self._order), channel))
+            self._wake.notify()
+
+    def _evict(self, credentials: Credentials) -> None:
+        try:
+            self._cache.evict(credentials)
+        except Exception:
+            logger.warning("could not evict credentials of %s", credentials.slot, exc_info=True)
+
+    def _obtain_credentials(self, channel: Channel) -> None:
+        with self._wake:
+            self._cold.append(channel)
+            if self._acquiring >= MAX_ACQUIRING:
+                return
+            self._acquiring += 1
+        threading.Thread(
+            target=self._acquire_all, name="celery-streams-initialize", daemon=True
+        ).start()
+
+    def _acquire_all(self) -> None:
+        """Obtain credentials for cold channels until there is none left."""
+        while True:
+            with self._wake:
+                if not self._cold:
+                    self._acquiring -= 1
+                    return
+                channel = self._cold.popleft()
+            try:
+                self._cache.get(channel.slot, content_type=channel.content_type)
+            except Exception as error:
+                self._failed(channel, error, None)
+            else:
+                self.schedule(channel)

@@ -1,0 +1,150 @@
+"""What users hold: :class:`Writer`, one writer's view of a channel."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from types import TracebackType
+from typing import Any, Self
+
+from celery_streams.chunks import encoder_for, too_large
+from celery_streams.credentials.cache import CredentialCache
+from celery_streams.errors import ChunkTooLarge, StreamError
+from celery_streams.settings import StreamsSettings
+from celery_streams.slots import Slot
+from celery_streams.writing.channel import Channel, WriteResult
+
+
+class Writer:
+    """Writes chunks to one stream, in order. Thread-safe.
+
+    As a context manager it waits at the end, so that leaving the block without an error means
+    that every chunk is durable.
+
+    All writers that one attempt opens on one stream share a buffer: what the task wrote first
+    is first in the stream, through whichever writer.
+    """
+
+    def __init__(self, channel: Channel, cache: CredentialCache, settings: StreamsSettings) -> None:
+        self.slot: Slot = channel.slot
+        self._channel = channel
+        self._cache = cache
+        self._limit = settings.max_chunk_bytes
+        self._timeout = settings.drain_timeout
+        self._encode = encoder_for(channel.content_type)
+        self._count = 0
+        self._last = 0  # place after this writer's last chunk
+
+    def write(self, chunk: Any) -> None:
+        """Queue one chunk: a plain value, dataclass or pydantic model. Never a round trip.
+
+        Blocks only while the buffer (``buffer_bytes``) is full, at most ``write_timeout``
+        seconds.
+
+        Raises:
+            InvalidChunk: it cannot be serialized; nothing was written.
+            ChunkTooLarge: over ``max_chunk_bytes``; nothing was written.
+            WriteTimeout: the buffer stayed full; the chunk was not accepted.
+            StreamError: whatever has ended this writer (fenced, closed, store gone).
+        """
+        data = self._encode(chunk)
+        if len(data) > self._limit:
+            raise too_large(data, self._limit, self.slot)
+        self._last = self._channel.put(data) + 1
+        self._count += 1
+
+    def append(self, chunk: Any, *, timeout: float | None = None) -> int:
+        """Write one chunk and wait until it is durable; returns its sequence number.
+
+        Raises what :meth:`write` and :meth:`flush` raise.
+        """
+        data = self._encode(chunk)
+        if len(data) > self._limit:
+            raise too_large(data, self._limit, self.slot)
+        place = self._channel.put(data, awaited=True)
+        self._last = place + 1
+        self._count += 1
+        self._channel.flush(self._seconds(timeout), upto=place + 1)
+        return self._channel.offset_of(place)
+
+    def merge(self, source: Iterable[Any] | AsyncIterable[Any]) -> int:
+        """Write every item of ``source``; returns how many.
+
+        An async source is consumed here and now on an event loop of its own; inside a running
+        event loop use :meth:`amerge`. An item that is refused ends the merge with its error,
+        and evicts the slot's credentials, as every failure of a writer does.
+        """
+        if isinstance(source, AsyncIterable):
+            return _run(self.amerge(source))
+        before = self._count
+        for _ in self.pipe(source):
+            pass
+        return self._count - before
+
+    async def amerge(self, source: AsyncIterable[Any]) -> int:
+        """:meth:`merge` for use inside an event loop."""
+        before = self._count
+        async for _ in self.apipe(source):
+            pass
+        return self._count - before
+
+    def pipe(self, source: Iterable[Any]) -> Iterator[Any]:
+        """Yield the items of ``source`` on, writing each as it passes."""
+        for item in source:
+            self._write_or_evict(item)
+            yield item
+
+    async def apipe(self, source: AsyncIterable[Any]) -> AsyncIterator[Any]:
+        """:meth:`pipe` for an async source."""
+        async for item in source:
+            self._write_or_evict(item)
+            yield item
+
+    def flush(self, *, timeout: float | None = None) -> int:
+        """Wait until all this writer wrote is durable; returns the stream's end as known then.
+
+        ``timeout`` is in seconds (default ``drain_timeout``).
+
+        Raises:
+            WriteTimeout: not durable in time (it may become so later).
+            StreamError: whatever has ended this writer; ``unsent`` says how many are lost.
+        """
+        return self._channel.flush(self._seconds(timeout), upto=self._last)
+
+    def wait(self, *, timeout: float | None = None) -> WriteResult:
+        """:meth:`flush`, and say what was written."""
+        return WriteResult(self.flush(timeout=timeout), self._count)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.wait()
+
+    def _write_or_evict(self, item: Any) -> None:
+        try:
+            self.write(item)
+        except ChunkTooLarge:
+            if credentials := self._cache.peek(self.slot):
+                self._cache.evict(credentials)
+            raise
+
+    def _seconds(self, timeout: float | None) -> float:
+        return self._timeout if timeout is None else timeout
+
+
+def _run(consuming: Any) -> int:
+    """Run a coroutine to its end from sync code."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return int(asyncio.run(consuming))
+    consuming.close()
+    raise StreamError(
+        "merge() of an async source inside a running event loop would block it "
+        f"(thread {threading.current_thread().name}); use `await writer.amerge(source)`"
+    )

@@ -1,0 +1,109 @@
+"""All the writers of one attempt: :class:`AttemptWriters`."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable
+
+from celery_streams.contracts import JSON, Attempt, Credentials, Head, Producer, Store
+from celery_streams.credentials.cache import CredentialCache
+from celery_streams.errors import (
+    ConfigurationError,
+    CredentialsRejected,
+    StreamError,
+    StreamNotFound,
+)
+from celery_streams.settings import StreamsSettings
+from celery_streams.slots import Slot
+from celery_streams.writing.channel import Channel
+from celery_streams.writing.writer import Writer
+
+OpenChannel = Callable[[Slot, Producer, str], Channel]
+
+
+class AttemptWriters:
+    """Opens writers for one attempt, one channel a slot, and drains them all. Thread-safe."""
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        open_channel: OpenChannel,
+        store: Store,
+        cache: CredentialCache,
+        settings: StreamsSettings,
+    ) -> None:
+        self.attempt = attempt
+        self._open_channel = open_channel
+        self._store = store
+        self._cache = cache
+        self._settings = settings
+        self._channels: dict[Slot, Channel] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """The streams opened so far."""
+        return tuple(self._channels)
+
+    def writer(self, slot: Slot, content_type: str | None = None) -> Writer:
+        """A writer on ``slot``; all writers of a slot share one channel, so they keep order.
+
+        Raises:
+            ConfigurationError: the slot is open with another content type.
+        """
+        with self._lock:
+            channel = self._channels.get(slot)
+            if channel is None:
+                # The writing run is in the fence's name; the rest must not repeat in a fork.
+                producer = Producer(secrets.token_hex(6), self.attempt)
+                channel = self._open_channel(slot, producer, content_type or JSON)
+                self._channels[slot] = channel
+        if content_type not in (None, channel.content_type):
+            raise ConfigurationError(
+                f"{slot} is open as {channel.content_type}, so it cannot be written as "
+                f"{content_type}; use another key"
+            )
+        return Writer(channel, self._cache, self._settings)
+
+    def drain(self, timeout: float) -> None:
+        """Wait until everything written so far is durable, ``timeout`` seconds in all.
+
+        Raises:
+            StreamError: the first stream's failure; the others are named in its notes.
+        """
+        deadline = time.monotonic() + timeout
+        failures: list[StreamError] = []
+        for channel in list(self._channels.values()):
+            try:
+                channel.flush(max(0.0, deadline - time.monotonic()))
+                if (ended := channel.error) is not None and ended.unsent:
+                    failures.append(ended)
+            except StreamError as error:
+                failures.append(error)
+        if failures:
+            first, *others = failures
+            for other in others:
+                first.add_note(str(other))
+            raise first
+
+    def close(self, slot: Slot, timeout: float) -> Head:
+        """Flush and end one stream; a stream nobody has written to yet is opened first."""
+        channel = self._channels.get(slot)
+        if channel is not None:
+            channel.flush(timeout)
+        deadline = time.monotonic() + timeout
+        while True:
+            credentials = self._cache.get(slot)
+            try:
+                return self._store.close(slot, credentials, self.attempt)
+            except (CredentialsRejected, StreamNotFound):
+                self._renew(credentials, deadline)
+
+    def _renew(self, credentials: Credentials, deadline: float) -> None:
+        self._cache.evict(credentials)
+        if time.monotonic() > deadline:
+            raise CredentialsRejected(
+                f"new credentials for {credentials.slot} were refused until the timeout"
+            )
