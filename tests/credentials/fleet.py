@@ -22,7 +22,7 @@ from celery_streams.stats import Stats
 LAYOUT = Layout("cs")
 SLOT = Slot.run("run-1")
 
-Hook = Callable[[Slot], None]
+Hook = Callable[[Slot], object]
 
 
 def processes() -> ForkServerContext:
@@ -102,8 +102,8 @@ class Member:
 
     def sealed(self, slot: Slot = SLOT) -> bytes | None:
         """What the fleet shares, as it is stored."""
-        value: bytes | None = self.link.client.get(LAYOUT.cached_credentials(slot))
-        return value
+        value: Any = self.link.client.get(LAYOUT.cached_credentials(slot))
+        return bytes(value) if value is not None else None
 
     def locked(self, slot: Slot = SLOT) -> bool:
         return bool(self.link.client.exists(LAYOUT.lock(slot)))

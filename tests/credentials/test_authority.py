@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import redis
@@ -29,7 +30,7 @@ def link(server: ServerProcess) -> Iterator[RedisLink]:
     link.close()
 
 
-def authority(link: RedisLink, **overrides: float) -> RedisAuthority:
+def authority(link: RedisLink, **overrides: Any) -> RedisAuthority:
     return RedisAuthority(link, LAYOUT, StreamsSettings(**overrides))
 
 
@@ -39,7 +40,8 @@ def client(link: RedisLink) -> redis.Redis:
 
 
 def grants(link: RedisLink, slot: Slot = SLOT) -> set[bytes]:
-    return {name for name in client(link).hkeys(LAYOUT.meta(slot)) if name.startswith(b"g/")}
+    names: list[Any] = client(link).hkeys(LAYOUT.meta(slot))
+    return {name for name in names if name.startswith(b"g/")}
 
 
 def test_it_is_an_authority(link: RedisLink) -> None:

@@ -50,7 +50,7 @@ def test_get_answers_at_once_while_a_refresh_is_running(join: Join) -> None:
     clock, go_on = Clock(), threading.Event()
     member = join(clock=clock, life=1000)
     old = member.get(SLOT)
-    member.authority.during = lambda slot: go_on.wait(30) and None
+    member.authority.during = lambda slot: go_on.wait(30)
     clock.ahead = IN_THE_WINDOW
     assert all(member.get(SLOT) is old for _ in range(50))
     eventually(lambda: member.authority.calls() == 2, "the refresh initializes")
@@ -201,9 +201,7 @@ def test_two_slots_due_at_once_are_both_refreshed(join: Join) -> None:
     old = [member.get(slot) for slot in slots]
     clock.ahead = IN_THE_WINDOW
     eventually(
-        lambda: all(
-            member.get(slot) != before for slot, before in zip(slots, old, strict=True)
-        ),
+        lambda: all(member.get(slot) != before for slot, before in zip(slots, old, strict=True)),
         "all are refreshed",
     )
     assert [member.authority.calls(slot) for slot in slots] == [2, 2, 2]

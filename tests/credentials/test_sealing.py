@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -56,7 +57,7 @@ def test_no_value_makes_opening_raise(value: bytes) -> None:
 def test_the_key_depends_on_the_secret_else_on_the_login_not_on_the_host() -> None:
     """Hosts that reach one server by different names share its entries."""
 
-    def secret(url: str, **overrides: str) -> bytes:
+    def secret(url: str, **overrides: Any) -> bytes:
         return secret_of(StreamsSettings(url=url, **overrides), parse_address(url))
 
     inside, outside = "redis://u:pw@10.0.0.7:6379/0", "redis://u:pw@cache.example:6380/1"
