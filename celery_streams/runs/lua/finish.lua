@@ -39,6 +39,8 @@ redis.call('HDEL', run, 'lease')
 redis.call('PEXPIRE', run, retention)
 redis.call('PEXPIRE', keys, retention)
 for _, key in ipairs(registered) do
+  -- Nobody can initialize again, so nothing newer can be removed here.
+  redis.call('DEL', base .. 'cred/' .. key)
   local meta = base .. 'meta/' .. key
   local stream = redis.call('HMGET', meta, 'end', 'closed')
   if stream[1] and not stream[2] then
