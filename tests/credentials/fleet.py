@@ -167,12 +167,16 @@ def get_at_once(url: str, latency: float, barrier: Any, results: Any) -> None:
         results.put((credentials.mint_id, returned_at, counts.initializes, counts.lock_waits))
 
 
-def wait_for_wake(url: str, ready: Any, results: Any) -> None:
-    """Get credentials of a slot that somebody else is initializing."""
+def wait_for_wake(url: str, woken: Any, results: Any) -> None:
+    """Get credentials of a slot that somebody else is initializing.
+
+    Reports, and ends, when all others are awake: neither must take their time from them.
+    """
     with Member(url) as member:
-        ready.release()
         credentials = member.get(SLOT)
-        results.put((credentials.mint_id, time.monotonic(), member.stats.snapshot().lock_waits))
+        returned_at = time.monotonic()
+        woken.wait(60)
+        results.put((credentials.mint_id, returned_at, member.stats.snapshot().lock_waits))
 
 
 def get_inside(url: str, lease: float, inside: Any, go_on: Any, results: Any) -> None:

@@ -86,10 +86,10 @@ def test_64_waiting_processes_are_woken_by_the_store_itself(
     for here, on machines that are busy, where waiting for the lease would take 60 s."""
     count = 64
     context = processes()
-    ready, results = context.Semaphore(0), context.Queue()
+    woken, results = context.Barrier(count), context.Queue()
     with Member(server.url, lock_lease=60) as holder:
         children = [
-            context.Process(target=wait_for_wake, args=(server.url, ready, results))
+            context.Process(target=wait_for_wake, args=(server.url, woken, results))
             for _ in range(count)
         ]
         stored_at = []
