@@ -52,11 +52,12 @@ bench: venv
 soak: venv redis-server
 	CELERY_STREAMS_SOAK=1 $(BIN)/python -m pytest -m soak -s --timeout 1800 $(ARGS)
 
-# The oldest direct dependencies that the ranges allow; the tools stay current.
+# The oldest direct dependencies that the ranges allow; the tests' own tools stay current.
 $(OLDEST)/.installed: pyproject.toml | venv
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(OLDEST)
 	$(BIN)/uv pip install --quiet --python $(OLDEST)/bin/python \
-		--resolution lowest-direct --editable '.[demo,test]'
+		--resolution lowest-direct --editable '.[demo,gevent,eventlet]'
+	$(BIN)/uv pip install --quiet --python $(OLDEST)/bin/python --editable '.[test]'
 	touch $@
 
 test-oldest: $(OLDEST)/.installed redis-server
