@@ -188,42 +188,44 @@ class CredentialCache:
     def _get_slowly(self, slot: Slot, content_type: str) -> Credentials:
         name = _name(slot)
         while True:
-            with self._lock:
-                entry = self._entries.get(name)
-                if entry is not None and self._usable(entry.minted):
-                    entry.used = self._hits = self._hits + 1
-                    self._refresh_if_due(slot, entry, content_type)
-                    return entry.credentials
-                flight = self._flights.get(name)
-                if leads := flight is None:
-                    flight = self._flights[name] = _Flight()
-            if leads:
-                return self._lead(flight, slot, content_type)
+            flight = own = _Flight()
+            try:
+                with self._lock:
+                    entry = self._entries.get(name)
+                    if entry is not None and self._usable(entry.minted):
+                        entry.used = self._hits = self._hits + 1
+                        self._refresh_if_due(slot, entry, content_type)
+                        return entry.credentials
+                    flight = self._flights.setdefault(name, own)
+                if flight is own:
+                    minted = self._obtain(slot, content_type)
+                    self._land(own, name, minted)
+                    return minted.credentials
+            except BaseException as error:
+                # A time limit may strike anywhere above; a flight that nobody leads must not
+                # stay on the board.
+                self._crash(own, name, error)
+                raise
             try:
                 return flight.landed.result()
             except _Abandoned:
                 continue
 
-    def _lead(self, flight: _Flight, slot: Slot, content_type: str) -> Credentials:
-        try:
-            minted = self._obtain(slot, content_type)
-        except BaseException as error:
-            self._take_off_board(flight, slot)
-            # An interruption of this thread (exit, a greenlet's timeout) is not the others'.
-            shared = error if isinstance(error, Exception) else _Abandoned()
-            flight.landed.set_exception(shared)
-            raise
-        self._take_off_board(flight, slot, minted)
-        flight.landed.set_result(minted.credentials)
-        return minted.credentials
-
-    def _take_off_board(self, flight: _Flight, slot: Slot, minted: Minted | None = None) -> None:
-        name = _name(slot)
+    def _land(self, flight: _Flight, name: _Name, minted: Minted) -> None:
         with self._lock:
             if self._flights.get(name) is flight:
                 del self._flights[name]
-                if minted is not None:
-                    self._install(name, minted)
+                self._install(name, minted)
+        flight.landed.set_result(minted.credentials)
+
+    def _crash(self, flight: _Flight, name: _Name, error: BaseException) -> None:
+        with self._lock:
+            if self._flights.get(name) is flight:
+                del self._flights[name]
+        if not flight.landed.done():
+            # An interruption of this thread (exit, a greenlet's timeout) is not the others'.
+            shared = error if isinstance(error, Exception) else _Abandoned()
+            flight.landed.set_exception(shared)
 
     def _obtain(self, slot: Slot, content_type: str) -> Minted:
         for _ in range(_MOST_OVERRUNS):

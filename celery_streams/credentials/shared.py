@@ -147,8 +147,9 @@ class Outage:
         if not self._down:
             return
         with self._lock:
-            self._down = False
-        logger.info("the fleet's credentials cache is back")
+            was_down, self._down = self._down, False
+        if was_down:  # and no other thread has said so
+            logger.info("the fleet's credentials cache is back")
 
 
 def _bytes(reply: bytes | None) -> bytes | None:
