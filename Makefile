@@ -17,6 +17,10 @@ ARGS ?=
 # Two processes: most tests wait for servers more than they compute.
 PARALLEL ?= -n 2
 
+# Folders with Python files in them.
+TYPED = $(sort $(patsubst %/,%,$(dir $(wildcard \
+	celery_streams/*.py tests/*.py example_project/*.py benchmarks/*.py))))
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: all venv test lint format demo bench soak test-oldest redis-server clean
@@ -36,7 +40,7 @@ test: venv redis-server
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy celery_streams tests
+	$(BIN)/mypy $(TYPED)
 	$(BIN)/lint-imports --no-logo
 
 format: venv
@@ -50,7 +54,7 @@ bench: venv
 	$(BIN)/python -m benchmarks
 
 soak: venv redis-server
-	CELERY_STREAMS_SOAK=1 $(BIN)/python -m pytest -m soak -s --timeout 1800 $(ARGS)
+	CELERY_STREAMS_SOAK=1 $(BIN)/python -m pytest -m soak -s --timeout 1800 --session-timeout 1800 $(ARGS)
 
 # The oldest direct dependencies that the ranges allow; the tests' own tools stay current.
 $(OLDEST)/.installed: pyproject.toml | venv

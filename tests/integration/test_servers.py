@@ -10,7 +10,7 @@ import redis.exceptions as rx
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tests.servers import Cluster, Proxy, RedisProcess, ServerProcess, ValkeyProcess, redis7_missing
+from tests.servers import Cluster, Proxy, RedisProcess, ServerProcess, ValkeyProcess
 from tests.servers.frames import Frames
 
 
@@ -46,7 +46,7 @@ def test_every_kind_of_server_is_empty_when_a_test_gets_it(server: ServerProcess
     server.client().set("left over", "1")
 
 
-@pytest.mark.skipif(redis7_missing() is not None, reason=str(redis7_missing()))
+@pytest.mark.usefixtures("redis7")
 def test_redis_7_speaks_tls_and_knows_acl_users() -> None:
     """TLS with certificates made on the spot, users by rule, commands renamed away."""
     with (
