@@ -1,0 +1,1 @@
+"""A documentation assistant that streams its answers: the example, and what the demo runs."""
