@@ -1,0 +1,269 @@
+"""``celery -A proj streams ...``: look at streams, and at what they run on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import click
+from celery import Celery
+
+from celery_streams.app import Streams
+from celery_streams.cli.doctor import Finding, examine
+from celery_streams.contracts import Head, Offset
+from celery_streams.errors import ConfigurationError, ReadTimeout, StreamError
+from celery_streams.slots import Slot
+
+_INTERRUPTED = 130
+
+
+class StreamsGroup(click.Group):
+    """A group whose commands turn every :class:`StreamError` into one line and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the chosen command."""
+        try:
+            return super().invoke(ctx)
+        except StreamError as error:
+            click.echo(f"Error: {_one_line(error)}", err=True)
+            ctx.exit(1)
+
+
+def _offset(ctx: click.Context, param: click.Parameter, value: str) -> Offset:
+    if value == "now":
+        return "now"
+    try:
+        return int(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is neither a number nor 'now'", ctx, param) from None
+
+
+@click.group(cls=StreamsGroup)
+def streams() -> None:
+    """Look at streams, and at what they run on."""
+
+
+@streams.command()
+@click.argument("names", metavar="RUN_ID [KEY]", nargs=-1)
+@click.option("--session", metavar="ID", help="Tail a session's channel: [out|in] is the argument.")
+@click.option(
+    "--offset",
+    callback=_offset,
+    default="0",
+    metavar="N|now|-N",
+    show_default=True,
+    help="Where to start: a sequence number, -N for the last N chunks, or 'now'.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One chunk a line, as JSON.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="Seconds without a chunk after which to give up.",
+)
+@click.pass_context
+def tail(
+    ctx: click.Context,
+    names: Sequence[str],
+    session: str | None,
+    offset: Offset,
+    as_json: bool,
+    timeout: float,
+) -> None:
+    """Print a stream's chunks, live, until it ends.
+
+    Text is printed as it comes, everything else as JSON. How the stream ended is said on
+    standard error.
+    """
+    slot = _slot(names, session)
+    reader = _streams(ctx).open_reader(slot, offset, timeout)
+    printer = Printer(as_json=as_json)
+    try:
+        for chunk in reader:
+            printer(chunk)
+    except ReadTimeout as error:
+        printer.end_line()
+        _say(f"{slot}: no chunk for {timeout:g} s; go on with --offset {error.offset}")
+        ctx.exit(1)
+    except KeyboardInterrupt:
+        printer.end_line()
+        _say(f"{slot}: go on with --offset {reader.offset}")
+        ctx.exit(_INTERRUPTED)
+    printer.end_line()
+    _say(f"{slot}: ended ({reader.closed or 'deleted'}) at offset {reader.offset}")
+
+
+@streams.command("ls")
+@click.argument("run_id")
+@click.pass_context
+def ls(ctx: click.Context, run_id: str) -> None:
+    """List the streams of a run: chunks, attempts, and whether they have ended."""
+    owner = _streams(ctx)
+    rows = [("KEY", "CHUNKS", "KEPT FROM", "ATTEMPTS", "STATE", "TYPE")]
+    for key in owner.keys(run_id):
+        head = owner.head(run_id, key)
+        state = head.closed or "open"
+        numbers = (str(head.end), str(head.first), str(head.epoch))
+        rows.append((key, *numbers, state, head.content_type))
+    for line in _table(rows, right=(1, 2, 3)):
+        click.echo(line)
+
+
+@streams.command()
+@click.argument("run_id")
+@click.argument("key", default="default")
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+@click.pass_context
+def head(ctx: click.Context, run_id: str, key: str, as_json: bool) -> None:
+    """Show the state of one stream."""
+    facts = _facts(_streams(ctx).head(run_id, key))
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
+    for name, value in facts.items():
+        click.echo(f"{name:<13} {'-' if value is None else value}")
+
+
+@streams.command()
+@click.argument("run_id")
+@click.argument("key", default="default")
+@click.pass_context
+def revoke(ctx: click.Context, run_id: str, key: str) -> None:
+    """Withdraw the write credentials of a stream; who may still write gets new ones."""
+    owner = _streams(ctx)
+    owner.head(run_id, key)  # a name nobody has written to is a mistake worth telling
+    count = owner.revoke(run_id, key)
+    click.echo(f"withdrew {count} credential{'' if count == 1 else 's'} of runs/{run_id}/{key}")
+
+
+@streams.command()
+@click.pass_context
+def doctor(ctx: click.Context) -> None:
+    """Check settings, server and permissions, and say what to do."""
+    findings: list[Finding] = []
+    with _app_errors():
+        for finding in examine(_streams(ctx), _app(ctx)):
+            findings.append(finding)
+            colour = {"ok": "green", "warn": "yellow", "fail": "red"}[finding.level]
+            label = click.style(f"{finding.level:<4}", fg=colour, bold=True)
+            click.echo(f"{label}  {finding.what:<18} {finding.detail}")
+            if finding.advice:
+                click.echo(f"{'':<25}-> {finding.advice}")
+    failed = sum(finding.level == "fail" for finding in findings)
+    warned = sum(finding.level == "warn" for finding in findings)
+    click.echo(f"{len(findings)} checks: {failed} failed, {warned} to look at")
+    ctx.exit(1 if failed else 0)
+
+
+class Printer:
+    """Chunks on standard output: text as it is, the rest as JSON on lines of its own."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._in_line = False
+
+    def __call__(self, chunk: Any) -> None:
+        """Print one chunk, at once."""
+        if isinstance(chunk, bytes) and not self._as_json:
+            self.end_line()
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
+        elif isinstance(chunk, str) and not self._as_json:
+            click.echo(chunk, nl=False)
+            if chunk:
+                self._in_line = not chunk.endswith("\n")
+        else:
+            self.end_line()
+            click.echo(json.dumps(chunk, ensure_ascii=False, default=_bytes_as_text))
+
+    def end_line(self) -> None:
+        """What comes next starts a line."""
+        if self._in_line:
+            click.echo()
+            self._in_line = False
+
+
+def _bytes_as_text(value: object) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def _slot(names: Sequence[str], session: str | None) -> Slot:
+    most = 1 if session else 2
+    if len(names) > most:
+        raise click.UsageError(f"too many arguments: {' '.join(names[most:])}")
+    if session:
+        channel = names[0] if names else "out"
+        if channel not in ("out", "in"):
+            raise click.UsageError(f"a session has the channels out and in, not {channel!r}")
+        return Slot.session(session, "in" if channel == "in" else "out")
+    if not names:
+        raise click.UsageError("which run? Give its id (the task id), or --session ID")
+    return Slot.run(*names)
+
+
+def _facts(head: Head) -> dict[str, Any]:
+    return {
+        "stream": str(head.slot),
+        "end": head.end,
+        "first": head.first,
+        "closed": head.closed,
+        "attempts": head.epoch,
+        "content_type": head.content_type,
+    }
+
+
+def _app(ctx: click.Context) -> Celery:
+    app: Celery = ctx.obj.app
+    return app
+
+
+def _streams(ctx: click.Context) -> Streams:
+    app = _app(ctx)
+    if not isinstance(getattr(app, "streams", None), Streams):
+        with _app_errors():
+            app.loader.import_default_modules()
+    found = getattr(app, "streams", None)
+    if isinstance(found, Streams):
+        return found
+    raise ConfigurationError(
+        f"the Celery app {app.main!r} has no streams: name the right app "
+        "(celery -A proj streams ...), and give it streams = Streams(app)"
+    )
+
+
+@contextmanager
+def _app_errors() -> Iterator[None]:
+    """An app that cannot be imported or asked is a problem to tell, not a traceback."""
+    try:
+        yield
+    except (StreamError, click.ClickException, click.exceptions.Exit):
+        raise
+    except Exception as error:
+        raise ConfigurationError(f"{type(error).__name__}: {error}") from error
+
+
+def _table(rows: Sequence[Sequence[str]], *, right: Iterable[int]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    numeric = set(right)
+    for row in rows:
+        cells = [
+            cell.rjust(width) if place in numeric else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield "  ".join(cells).rstrip()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):
+        click.echo(text, err=True)
+
+
+__all__ = ["streams"]
