@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -71,34 +72,43 @@ def times() -> Callable[[int, int], int]:
     return lambda few, many: many if os.environ.get("CELERY_STREAMS_SOAK") else few
 
 
+# -- tests that must have the machine to themselves -------------------------------------------
+
+_LOCKS = "TEST_RUN_LOCKS"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the folder of this run's locks; pytest-xdist's workers inherit its name."""
+    if not hasattr(config, "workerinput"):
+        os.environ[_LOCKS] = tempfile.mkdtemp(prefix="test-run-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove it at the end of the run."""
+    if not hasattr(config, "workerinput") and (path := os.environ.pop(_LOCKS, None)):
+        shutil.rmtree(path, ignore_errors=True)
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Let a test marked ``alone`` wait until the other pytest processes are idle, and they it.
 
     Whoever comes passes a turnstile first, so that one who waits is not overtaken for ever.
     """
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
-    if run is None:
-        return (yield)
     alone = item.get_closest_marker("alone") is not None
     with (
-        _locked(run, "turnstile", fcntl.LOCK_EX) as release,
-        _locked(run, "running", fcntl.LOCK_EX if alone else fcntl.LOCK_SH),
+        _locked("turnstile", fcntl.LOCK_EX) as release,
+        _locked("running", fcntl.LOCK_EX if alone else fcntl.LOCK_SH),
     ):
         release()
         return (yield)
 
 
 @contextmanager
-def _locked(run: str, name: str, how: int) -> Iterator[Callable[[], None]]:
-    with Path(tempfile.gettempdir(), f"celery-streams-tests-{run}.{name}").open("ab") as file:
+def _locked(name: str, how: int) -> Iterator[Callable[[], None]]:
+    with Path(os.environ[_LOCKS], name).open("ab") as file:
         fcntl.flock(file, how)
-        yield lambda: fcntl.flock(file, fcntl.LOCK_UN)
-
-
-def pytest_sessionfinish() -> None:
-    """Remove the lock files; the last pytest process to end finds none."""
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", "none")
-    for path in Path(tempfile.gettempdir()).glob(f"celery-streams-tests-{run}.*"):
-        if not os.environ.get("PYTEST_XDIST_WORKER"):
-            path.unlink(missing_ok=True)
+        try:
+            yield lambda: fcntl.flock(file, fcntl.LOCK_UN)
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)  # a forked child may hold a copy of the file
