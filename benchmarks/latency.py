@@ -1,0 +1,109 @@
+"""How long from ``write()`` in one process to the reader in another that has the chunk?"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import redis
+from pydantic_core import from_json, to_json
+
+from benchmarks.figures import Figure, at_most
+from benchmarks.processes import together
+from benchmarks.project import make_project
+from benchmarks.rounds import percentile
+from benchmarks.stage import CHUNK, Stage
+
+_ROUNDS = 5
+_PER_ROUND = 500
+_WARM_UP = 100
+_COUNT = _WARM_UP + _ROUNDS * _PER_ROUND
+#: Seconds between two writes: both streams are idle when a chunk comes.
+_PACE = 0.002
+_BASELINE = "XADD + blocked XREAD"
+
+
+def measure(stage: Stage) -> list[Figure]:
+    """One process writes to both streams in turn; a process for each is blocked reading."""
+    stage.clear()
+    run_id = uuid.uuid4().hex
+    with together([(_read, (stage.url, run_id)), (_xread, (stage.url, run_id))]) as readers:
+        time.sleep(0.3)  # until both wait
+        project = make_project(stage.url)
+        sent, sent_by_xadd = project.run(_write_both(stage.client), run_id)
+        received, received_by_xread = (reader.result(timeout=60) for reader in readers)
+        project.close()
+    ours = _milliseconds(sent, received)
+    theirs = _milliseconds(sent_by_xadd, received_by_xread)
+    figures = []
+    for percent in (50, 99):
+        value, baseline = _median_of(ours, percent), _median_of(theirs, percent)
+        budget = at_most(value / baseline, 1.5, "x")
+        figures.append(Figure(f"latency_p{percent}_ms", value, "ms", _BASELINE, baseline, budget))
+    return figures
+
+
+def _write_both(client: redis.Redis) -> Callable[[Any], tuple[list[int], list[int]]]:
+    def body(task: Any) -> tuple[list[int], list[int]]:
+        key = f"alternative/{task.request.id}"
+        sent: list[int] = []
+        sent_by_xadd: list[int] = []
+
+        def write() -> None:
+            sent.append(time.monotonic_ns())
+            task.streams.write(CHUNK)
+
+        def xadd() -> None:
+            sent_by_xadd.append(time.monotonic_ns())
+            client.xadd(key, {"d": to_json(CHUNK)})
+
+        both = [write, xadd]
+        for _ in range(_COUNT):
+            random.shuffle(both)
+            for each in both:
+                each()
+                time.sleep(_PACE)
+        return sent, sent_by_xadd
+
+    return body
+
+
+def _read(begin: Callable[[], Any], url: str, run_id: str) -> list[int]:
+    project = make_project(url)
+    begin()
+    received = []
+    for _ in project.streams.read(run_id, timeout=60):
+        received.append(time.monotonic_ns())
+        if len(received) == _COUNT:
+            break
+    project.close()
+    return received
+
+
+def _xread(begin: Callable[[], Any], url: str, run_id: str) -> list[int]:
+    client = redis.Redis.from_url(url, protocol=2)
+    begin()
+    key, last = f"alternative/{run_id}", b"0"
+    received: list[int] = []
+    while len(received) < _COUNT:
+        reply: Any = client.xread({key: last}, block=60_000)
+        for entry_id, fields in reply[0][1]:
+            from_json(fields[b"d"])
+            received.append(time.monotonic_ns())
+            last = entry_id
+    client.close()
+    return received
+
+
+def _milliseconds(sent: list[int], received: list[int]) -> list[float]:
+    return [(there - here) / 1e6 for here, there in zip(sent, received, strict=True)][_WARM_UP:]
+
+
+def _median_of(values: list[float], percent: int) -> float:
+    """The median of every round's percentile: one hiccup of the machine is not the figure."""
+    rounds = [values[at : at + _PER_ROUND] for at in range(0, len(values), _PER_ROUND)]
+    return statistics.median(percentile(each, percent) for each in rounds)

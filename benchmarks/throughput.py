@@ -1,0 +1,35 @@
+"""How many chunks a second become durable, written in a hot loop and flushed?"""
+
+from __future__ import annotations
+
+from benchmarks import alternatives
+from benchmarks.figures import Figure, at_least
+from benchmarks.project import make_project, write_and_flush
+from benchmarks.rounds import alternate
+from benchmarks.stage import Stage
+
+_OURS = "ours"
+_CHUNKS = 200_000
+
+
+def measure(stage: Stage) -> list[Figure]:
+    """From the first ``write()`` to the return of ``flush()``, in one process."""
+    stage.clear()
+    project = make_project(stage.url)
+    bodies = {
+        alternatives.XADD: alternatives.xadd(stage.client, 5000),
+        _OURS: lambda task: write_and_flush(task, _CHUNKS)[1] / _CHUNKS,
+    }
+    medians = alternate(
+        {name: lambda body=body: 1 / project.run(body) for name, body in bodies.items()}
+    )
+    counts = project.streams.stats()
+    project.close()
+    ours, theirs = medians[_OURS], medians[alternatives.XADD]
+    return [
+        Figure(
+            "durable_chunks_per_s", ours, "1/s", alternatives.XADD, theirs,
+            at_least(ours / theirs, 10, "x"),
+        ),
+        Figure("chunks_per_batch", counts.chunks / counts.appends, "chunks"),
+    ]  # fmt: skip
