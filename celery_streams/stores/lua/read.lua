@@ -15,5 +15,5 @@ local oldest = redis.call('XRANGE', log, '-', '+', 'COUNT', 1)[1]
 return {
   tonumber(stream[1]), stream[2], stream[3],
   tonumber(redis.call('HGET', run, 'epoch') or '0'),
-  oldest and oldest[1], entries,
+  oldest and oldest[1] or false, entries,
 }

@@ -1,0 +1,1 @@
+"""Faults injected many times over, each with a line that says what it cost."""
