@@ -21,6 +21,9 @@ from celery_streams.errors import ChunkTooLarge, ConfigurationError, InvalidChun
 from celery_streams.slots import Slot
 
 _LENGTH = 4
+#: First letters of the words for what JSON cannot carry, NaN and Infinity. `in` finds an
+#: integer in bytes with one memchr; bytes in bytes take ten times as long on a short chunk.
+_N, _I = b"NI"
 #: How deep the search for the value that cannot be serialized goes.
 _MAX_DEPTH = 100
 
@@ -39,7 +42,8 @@ def encode_json(chunk: object) -> bytes:
     except Exception as error:
         raise _cannot_carry(chunk, error) from None
     # pydantic writes NaN and infinity as these words; they may also be part of a string.
-    if (b"NaN" in data or b"Infinity" in data) and (found := _non_finite(chunk)):
+    suspicious = (_N in data or _I in data) and (b"NaN" in data or b"Infinity" in data)
+    if suspicious and (found := _non_finite(chunk)):
         path, value = found
         raise InvalidChunk(f"JSON cannot carry {value!r} at {path}", path=path)
     return data
