@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import logging
 import os
@@ -18,6 +19,7 @@ from celery_streams.errors import ConfigurationError, RunFinished, StreamError, 
 from celery_streams.reading.reader import AsyncReader, Reader
 from celery_streams.redis.address import parse_address
 from celery_streams.runtime import AuthorityFactory, BackEnds, Runtime, StoreFactory
+from celery_streams.runs.registry import LOST
 from celery_streams.sessions import Session
 from celery_streams.settings import StreamsSettings
 from celery_streams.slots import Slot
@@ -236,8 +238,8 @@ class Streams:
     def open_async_reader(self, slot: Slot, offset: Offset, timeout: float | None) -> AsyncReader:
         """An asyncio reader of any stream; must be called inside the event loop."""
 
-        async def on_idle() -> bool:
-            return await _in_thread(self.end_if_over, slot.owner)
+        async def on_idle() -> str | None:
+            return await asyncio.to_thread(self.end_if_over, slot.owner)
 
         return AsyncReader(
             self.runtime.async_store(),
@@ -273,25 +275,24 @@ class Streams:
                 "streams.write_to(run_id, key, create=True)"
             )
 
-    def end_if_over(self, run_id: str) -> bool:
+    def end_if_over(self, run_id: str) -> str | None:
         """Close the streams of a run that is over without its worker having said so.
 
         Whoever waits for a run looks now and then: its worker's lease may have run out, or
-        the result backend may know that it ended.
+        the result backend may know that it ended. Returns how the run ended; ``None`` while
+        it has not.
         """
         registry = self.runtime.registry
         record = registry.describe(run_id)
         if record.state is not None:
-            return True
-        ended = self._backend_state(run_id)
-        ended = ended if ended in states.READY_STATES else None
+            return record.state
+        known = self._backend_state(run_id)
+        ended = known if known in states.READY_STATES else None
         if record.leased:
-            return registry.finish_if_lost(run_id, ended) if ended else (
-                registry.finish_if_lost(run_id)
-            )
-        if ended is None or not (record.keys or record.epoch):
-            return False
-        return registry.finish(Attempt(run_id, "", generation=_ANY), ended) in ("OK", "ALREADY")
+            return registry.finish_if_lost(run_id, ended or LOST)
+        if ended is not None and (record.keys or record.epoch):
+            registry.finish(Attempt(run_id, "", generation=_ANY), ended)
+        return ended
 
     def redelivery_grace(self, task: Any) -> float:
         """Seconds after which the broker delivers a lost worker's message again, if it does."""
@@ -375,12 +376,6 @@ def resolve_url(url: str) -> str:
 
 def _is_disabled(backend: Any) -> bool:
     return type(backend).__name__ == "DisabledBackend"
-
-
-async def _in_thread(function: Any, *args: Any) -> bool:
-    import asyncio
-
-    return bool(await asyncio.to_thread(function, *args))
 
 
 def _after_fork_in_child() -> None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
 
 import redis
+import redis.asyncio as aioredis
 import redis.exceptions as rx
 
 from celery_streams.redis.address import Address
@@ -22,6 +24,10 @@ from celery_streams.settings import StreamsSettings
 
 T = TypeVar("T")
 Arg = str | bytes | int | float
+
+
+#: Replies by which a node says that it is not the primary for this any more.
+_MOVED_ON = (rx.MovedError, rx.ReadOnlyError, rx.ClusterDownError)
 
 
 def _as_is(reply: Any) -> Any:
@@ -86,9 +92,10 @@ class RedisLink:
             raise translated(error, self.address) from error
 
     def refresh(self) -> None:
-        """Forget what is known of the cluster's nodes (after a failover)."""
+        """Learn anew which node of a cluster serves what, after it may have failed over."""
         if isinstance(self.client, redis.RedisCluster):
-            self.client.nodes_manager.initialize()
+            with suppress(rx.RedisError, OSError):
+                self.client.nodes_manager.initialize()
 
     def close(self) -> None:
         """Close every connection. The link can be used again afterwards."""
@@ -125,7 +132,10 @@ class RedisLink:
         try:
             replies = pipeline.execute(raise_on_error=False)
         except (rx.RedisError, OSError) as error:
+            self.refresh()
             return [error] * len(calls)
+        if any(isinstance(reply, _MOVED_ON) for reply in replies):
+            self.refresh()
         if wait_replicas and (lagging := _lagging(replies.pop(), wait_replicas)):
             return [reply if isinstance(reply, Exception) else lagging for reply in replies]
         return replies
@@ -142,8 +152,6 @@ class RedisLink:
                         reply = rx.ConnectionError("sent by source; replicas not awaited")
                 except (rx.RedisError, OSError) as error:
                     reply = error
-            else:
-                self.refresh()
         return _parsed(call, reply, self.address)
 
 
@@ -165,6 +173,23 @@ class AsyncRedisLink:
         except (rx.RedisError, OSError) as error:
             raise translated(error, self.address) from error
         return call.parse(reply)
+
+    async def pubsub(self, channel: str) -> aioredis.client.PubSub:
+        """A subscriber on the node that owns ``channel``; close it."""
+        if isinstance(self.client, aioredis.Redis):
+            return self.client.pubsub()
+        try:
+            await self.client.initialize()
+            node = self.client.get_node_from_key(channel)
+        except (rx.RedisError, OSError) as error:
+            raise translated(error, self.address) from error
+        if node is None:
+            raise translated(rx.ClusterDownError("no node serves the channel"), self.address)
+        # The cluster client of the oldest redis-py we support has no pub/sub of its own.
+        pool = aioredis.ConnectionPool(
+            connection_class=node.connection_class, **node.connection_kwargs
+        )
+        return aioredis.Redis.from_pool(pool).pubsub()
 
     async def close(self) -> None:
         """Close every connection."""

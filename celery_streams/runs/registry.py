@@ -85,13 +85,13 @@ class RunRegistry:
         limit). ``always`` leaves a record even of a run that never had a stream. Returns what
         came of it: ``OK``, ``ALREADY``, ``NONE`` or ``SUPERSEDED``.
         """
-        return self._link.call(self._ending(attempt, state, always=always, only_lost=False))
+        return self._link.call(self._ending(attempt, state, always=always, only_lost=False))[0]
 
-    def finish_if_lost(self, run_id: str, state: str = LOST) -> bool:
-        """End the run as ``state`` if its lease has run out; ``True`` if it is over now."""
-        attempt = Attempt(run_id, "")
-        verdict = self._link.call(self._ending(attempt, state, always=False, only_lost=True))
-        return verdict in ("OK", "ALREADY")
+    def finish_if_lost(self, run_id: str, state: str = LOST) -> str | None:
+        """End the run as ``state`` if its lease has run out; how it ended, if it is over now."""
+        call = self._ending(Attempt(run_id, ""), state, always=False, only_lost=True)
+        verdict, recorded = self._link.call(call)
+        return recorded if verdict in ("OK", "ALREADY") else None
 
     def first_time(self, run_id: str, what: str = "warned") -> bool:
         """Whether nobody has asked this of the run before: for things said once per run."""
@@ -133,7 +133,9 @@ class RunRegistry:
             bool,
         )
 
-    def _ending(self, attempt: Attempt, state: str, *, always: bool, only_lost: bool) -> Call[str]:
+    def _ending(
+        self, attempt: Attempt, state: str, *, always: bool, only_lost: bool
+    ) -> Call[tuple[str, str]]:
         slot = _any_slot(attempt.run_id)
         return Call(
             _script("finish"),
@@ -156,8 +158,8 @@ def _any_slot(run_id: str) -> Slot:
     return Slot.run(run_id)
 
 
-def _verdict(reply: list[Any]) -> str:
-    return str(reply[0].decode())
+def _verdict(reply: list[Any]) -> tuple[str, str]:
+    return reply[0].decode(), reply[1].decode()
 
 
 def _begun(run_id: str, reply: list[Any]) -> int:

@@ -1,0 +1,1 @@
+"""From the store to whoever tails a stream, sync and asyncio."""
