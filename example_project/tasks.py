@@ -12,7 +12,7 @@ from example_project import documentation, model, tokens
 from example_project.app import app
 
 #: A progress chunk is written after this many tokens.
-_PROGRESS_EVERY = 8
+PROGRESS_EVERY = 8
 
 
 @app.task(
@@ -31,16 +31,51 @@ def answer(self: Any, question: str, tokens_per_second: float | None = None) -> 
     readers see one answer, whatever happened to the workers.
     """
     delivered = _delivered(self)
-    done = len(delivered)
+    continued_at = len(delivered)
+    progress = Progress(self)
     pieces, total = _pieces(question, delivered, tokens_per_second)
     for piece in pieces:
         self.streams.write(piece)
         delivered.append(piece)
-        done += 1
-        if done % _PROGRESS_EVERY == 0:
-            self.streams.write({"done": done, "of": max(total, done)}, key="progress")
-    self.streams.write({"done": done, "of": done}, key="progress")
-    return {"chunks": done, "text": "".join(delivered)}
+        progress.report(len(delivered), total)
+    progress.finish(len(delivered))
+    return {
+        "chunks": len(delivered),
+        "text": "".join(delivered),
+        "attempt": self.streams.attempt,
+        "continued_at": continued_at,
+    }
+
+
+class Progress:
+    """``{"done": n, "of": m}`` every ``PROGRESS_EVERY`` tokens, over all attempts."""
+
+    def __init__(self, task: Any) -> None:
+        self._streams = task.streams
+        last = _last(task, "progress") if task.streams.attempt > 1 else None
+        self._reported = 0 if last is None else int(last["done"])
+
+    def report(self, done: int, total: int) -> None:
+        """``done`` tokens are written, of ``total`` (or more, if nobody knows)."""
+        while self._reported + PROGRESS_EVERY <= done:
+            self._reported += PROGRESS_EVERY
+            self._write(self._reported, max(total, done))
+
+    def finish(self, done: int) -> None:
+        """All ``done`` tokens are written."""
+        if self._reported != done or done == 0:
+            self._write(done, done)
+
+    def _write(self, done: int, of: int) -> None:
+        self._streams.write({"done": done, "of": of}, key="progress")
+
+
+def expected_progress(total: int) -> list[dict[str, int]]:
+    """The progress stream of an answer of ``total`` tokens, whatever happened on the way."""
+    steps = [*range(PROGRESS_EVERY, total + 1, PROGRESS_EVERY)]
+    if not steps or steps[-1] != total:
+        steps.append(total)
+    return [{"done": step, "of": total} for step in steps]
 
 
 @app.task(bind=True, base=ChatAgent)
@@ -50,16 +85,16 @@ def agent(
     """The same as a chat agent: AI SDK UI message parts, on the session's ``out`` stream."""
     write = self.chat.response.write
     text_id = "text-1"
-    count = 0
+    text = ""
     write({"type": "start", "messageId": self.request.id})
     write({"type": "text-start", "id": text_id})
     pieces, _ = _pieces(message, [], tokens_per_second)
     for piece in pieces:
         write({"type": "text-delta", "id": text_id, "delta": piece})
-        count += 1
+        text += piece
     write({"type": "text-end", "id": text_id})
     write({"type": "finish"})
-    return {"session_id": session_id, "deltas": count}
+    return {"session_id": session_id, "text": text}
 
 
 @app.task(bind=True)
@@ -79,11 +114,22 @@ def _delivered(task: Any) -> list[str]:
     """
     if task.streams.attempt == 1:
         return []
-    try:
-        end = task.streams.head().end
-    except StreamNotFound:
-        return []  # it died before its first chunk
+    end = _end(task, "default")
     return list(itertools.islice(task.streams.read(timeout=10), end)) if end else []
+
+
+def _last(task: Any, key: str) -> Any:
+    """The last durable chunk of one of the run's streams; ``None`` if it has none."""
+    if not _end(task, key):
+        return None
+    return next(iter(task.streams.read(key=key, offset=-1, timeout=10)))
+
+
+def _end(task: Any, key: str) -> int:
+    try:
+        return int(task.streams.head(key).end)
+    except StreamNotFound:
+        return 0  # the earlier attempt died before its first chunk
 
 
 def _pieces(
