@@ -1,158 +1,145 @@
-"""The thin I/O shell: send a :class:`Call`, get its parsed reply. Once sync, once async.
+"""The thin I/O shell: send calls, get their parsed replies. Once sync, once async.
 
-A :class:`Call` is built and its reply parsed without I/O, so everything that knows what a
-command means is written once, and only these two classes exist twice.
+What a call means and what becomes of it is decided in :mod:`celery_streams.redis.calls`. Here
+bytes move: one round trip a node, on one connection, with every wait bounded by the settings'
+timeouts. Nothing is retried after a broken connection (the command may have been applied):
+writers and readers own the retrying; but the next call looks for a cluster's nodes anew.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar, cast
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
 
 import redis
 import redis.asyncio as aioredis
 import redis.exceptions as rx
 
 from celery_streams.redis.address import Address
-from celery_streams.redis.connect import AsyncClient, SyncClient, connect, connect_async
+from celery_streams.redis.calls import Arg, Call, Hop, Replicas, Sending
+from celery_streams.redis.connect import (
+    AsyncClient,
+    AsyncConnection,
+    SyncClient,
+    SyncConnection,
+    connect,
+    connect_async,
+)
 from celery_streams.redis.failures import translated
-from celery_streams.redis.scripts import Script
 from celery_streams.settings import StreamsSettings
 
+__all__ = ["AsyncRedisLink", "Call", "RedisLink"]
+
 T = TypeVar("T")
-Arg = str | bytes | int | float
-
-
-#: Replies by which a node says that it is not the primary for this any more.
-_MOVED_ON = (rx.MovedError, rx.ReadOnlyError, rx.ClusterDownError)
-
-
-def _as_is(reply: Any) -> Any:
-    return reply
-
-
-@dataclass(frozen=True, slots=True)
-class Call(Generic[T]):
-    """One script call or command: what to send, where it belongs, how to read the reply.
-
-    ``parse`` may raise a :class:`~celery_streams.errors.StreamError` the reply stands for.
-    """
-
-    command: Script | str
-    keys: tuple[str, ...]
-    args: tuple[Arg, ...] = field(default=(), repr=False)
-    parse: Callable[[Any], T] = _as_is
-
-    def words(self, *, by_source: bool = False) -> tuple[Arg, ...]:
-        """The command as sent: by digest, or with the whole source for a new server."""
-        if isinstance(self.command, str):
-            return (self.command, *self.keys, *self.args)
-        verb, body = ("EVAL", self.command.source) if by_source else ("EVALSHA", self.command.digest)
-        return (verb, body, len(self.keys), *self.keys, *self.args)
 
 
 class RedisLink:
-    """Sync access to one server or cluster. Thread-safe; belongs to the process that made it."""
+    """Sync access to one server or cluster. Thread-safe; belongs to the process that made it.
+
+    Connects at its first call.
+    """
 
     def __init__(self, address: Address, settings: StreamsSettings) -> None:
         self.address = address
         self.settings = settings
-        self.client: SyncClient = connect(address, settings)
+        self._client: SyncClient | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def client(self) -> SyncClient:
+        """The redis-py client. A cluster's asks for the nodes when it is made.
+
+        Raises:
+            StoreUnavailable, ConfigurationError: no node of the cluster can be used.
+        """
+        if self._client is None:
+            with self._lock:
+                if self._client is None:
+                    try:
+                        self._client = connect(self.address, self.settings)
+                    except (rx.RedisError, OSError) as error:
+                        raise translated(error, self.address) from error
+        return self._client
 
     def call(self, call: Call[T]) -> T:
         """Send one call. Raises what its reply stands for, or the translated Redis error."""
-        try:
-            try:
-                reply = self.client.execute_command(*call.words())
-            except rx.NoScriptError:
-                reply = self.client.execute_command(*call.words(by_source=True))
-        except (rx.RedisError, OSError) as error:
-            raise translated(error, self.address) from error
-        return call.parse(reply)
+        result = self.call_many((call,))[0]
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     def call_many(
         self, calls: Sequence[Call[T]], *, wait_replicas: int = 0
     ) -> list[T | Exception]:
-        """Send calls in one round trip a node; failures are returned in their places."""
-        results: list[T | Exception] = [cast("T", None)] * len(calls)
-        for node, places in self._by_node(calls).items():
-            replies = self._pipeline(node, [calls[place] for place in places], wait_replicas)
-            for place, reply in zip(places, replies, strict=True):
-                results[place] = self._settled(calls[place], reply, wait_replicas)
-        return results
+        """Send calls in one round trip a node; failures are returned in their places.
+
+        With ``wait_replicas``, a call whose effect that many replicas have not confirmed is
+        answered with :class:`StoreUnavailable`: send it again (it must be idempotent).
+        """
+        sending = Sending(calls, self.address, _replicas(wait_replicas, self.settings))
+        while hops := sending.hops():
+            for pool, group in self._by_pool(sending, hops):
+                try:
+                    replies = _exchange(pool, sending.commands(group))
+                except (rx.RedisError, OSError) as error:
+                    sending.failed(group, error)
+                else:
+                    sending.answered(group, replies)
+            if sending.outdated:
+                self._refresh_if_possible()
+        return sending.results
 
     def pubsub(self, channel: str) -> redis.client.PubSub:
         """A subscriber on the node that owns ``channel``. Not thread-safe; close it."""
         try:
-            return self._node(channel).pubsub()
+            return redis.client.PubSub(self._pool(channel))
+        except (rx.RedisError, OSError) as error:
+            raise translated(error, self.address) from error
+
+    def connection(self, channel: str) -> SyncConnection:
+        """A connection of the caller's own to the node that owns ``channel``; not open yet."""
+        try:
+            return _own_connection(self._pool(channel))
         except (rx.RedisError, OSError) as error:
             raise translated(error, self.address) from error
 
     def refresh(self) -> None:
-        """Learn anew which node of a cluster serves what, after it may have failed over."""
-        if isinstance(self.client, redis.RedisCluster):
-            with suppress(rx.RedisError, OSError):
-                self.client.nodes_manager.initialize()
+        """Ask the cluster for its nodes again (after a failover). Raises redis-py's errors."""
+        if isinstance(self._client, redis.RedisCluster):
+            self._client.nodes_manager.initialize()
 
     def close(self) -> None:
         """Close every connection. The link can be used again afterwards."""
-        self.client.close()
+        if self._client is not None:
+            self._client.close()
 
-    def _by_node(self, calls: Sequence[Call[T]]) -> dict[redis.Redis | None, list[int]]:
-        places: dict[redis.Redis | None, list[int]] = defaultdict(list)
-        for place, call in enumerate(calls):
+    def _by_pool(
+        self, sending: Sending[T], hops: list[Hop]
+    ) -> Iterable[tuple[redis.ConnectionPool, list[Hop]]]:
+        groups: dict[redis.ConnectionPool, list[Hop]] = defaultdict(list)
+        for hop in hops:
             try:
-                node: redis.Redis | None = self._node(call.keys[0])
-            except (rx.RedisError, OSError):
-                node = None
-            places[node].append(place)
-        return places
+                groups[self._pool(sending.key(hop), hop.asked)].append(hop)
+            except (rx.RedisError, OSError) as error:
+                sending.failed((hop,), error)
+        return groups.items()
 
-    def _node(self, key: str) -> redis.Redis:
-        if isinstance(self.client, redis.Redis):
-            return self.client
-        node = self.client.get_node_from_key(key)
+    def _pool(self, key: str, asked: tuple[str, int] | None = None) -> redis.ConnectionPool:
+        client = self.client
+        if isinstance(client, redis.Redis):
+            return client.connection_pool
+        node = client.get_node(*asked) if asked else client.get_node_from_key(key)
         if node is None:
-            raise rx.ClusterDownError(f"no cluster node serves the slot of {key}")
-        return cast("redis.Redis", self.client.get_redis_connection(node))
+            raise rx.ClusterDownError(f"no known cluster node serves {key}")
+        return client.get_redis_connection(node).connection_pool
 
-    def _pipeline(
-        self, node: redis.Redis | None, calls: Sequence[Call[T]], wait_replicas: int
-    ) -> list[Any]:
-        if node is None:
-            return [rx.ClusterDownError("the cluster's nodes are unknown")] * len(calls)
-        pipeline = node.pipeline(transaction=False)
-        for call in calls:
-            pipeline.execute_command(*call.words())
-        if wait_replicas:
-            pipeline.execute_command("WAIT", wait_replicas, _wait_ms(self.settings))
+    def _refresh_if_possible(self) -> None:
         try:
-            replies = pipeline.execute(raise_on_error=False)
-        except (rx.RedisError, OSError) as error:
             self.refresh()
-            return [error] * len(calls)
-        if any(isinstance(reply, _MOVED_ON) for reply in replies):
-            self.refresh()
-        if wait_replicas and (lagging := _lagging(replies.pop(), wait_replicas)):
-            return [reply if isinstance(reply, Exception) else lagging for reply in replies]
-        return replies
-
-    def _settled(self, call: Call[T], reply: Any, wait_replicas: int) -> T | Exception:
-        if isinstance(reply, (rx.NoScriptError, rx.MovedError, rx.AskError)):
-            if not wait_replicas or isinstance(reply, rx.NoScriptError):
-                try:
-                    reply = self.client.execute_command(
-                        *call.words(by_source=isinstance(reply, rx.NoScriptError))
-                    )
-                    if wait_replicas:
-                        # Not yet known to be on the replicas: the resend finds out.
-                        reply = rx.ConnectionError("sent by source; replicas not awaited")
-                except (rx.RedisError, OSError) as error:
-                    reply = error
-        return _parsed(call, reply, self.address)
+        except (rx.RedisError, OSError):
+            pass  # the failure that led here is what the caller hears of
 
 
 class AsyncRedisLink:
@@ -161,57 +148,146 @@ class AsyncRedisLink:
     def __init__(self, address: Address, settings: StreamsSettings) -> None:
         self.address = address
         self.settings = settings
-        self.client: AsyncClient = connect_async(address, settings)
+        self._client: AsyncClient | None = None
+        self._pools: dict[str, aioredis.ConnectionPool] = {}
 
     async def call(self, call: Call[T]) -> T:
         """See :meth:`RedisLink.call`."""
+        result = (await self.call_many((call,)))[0]
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    async def call_many(
+        self, calls: Sequence[Call[T]], *, wait_replicas: int = 0
+    ) -> list[T | Exception]:
+        """See :meth:`RedisLink.call_many`."""
+        sending = Sending(calls, self.address, _replicas(wait_replicas, self.settings))
+        while hops := sending.hops():
+            for pool, group in await self._by_pool(sending, hops):
+                try:
+                    replies = await _exchange_async(pool, sending.commands(group))
+                except (rx.RedisError, OSError) as error:
+                    sending.failed(group, error)
+                else:
+                    sending.answered(group, replies)
+            if sending.outdated:
+                await self._refresh_if_possible()
+        return sending.results
+
+    async def connection(self, channel: str) -> AsyncConnection:
+        """See :meth:`RedisLink.connection`."""
         try:
-            try:
-                reply = await self.client.execute_command(*call.words())
-            except rx.NoScriptError:
-                reply = await self.client.execute_command(*call.words(by_source=True))
+            return _own_connection(await self._pool(channel))
         except (rx.RedisError, OSError) as error:
             raise translated(error, self.address) from error
-        return call.parse(reply)
 
     async def pubsub(self, channel: str) -> aioredis.client.PubSub:
-        """A subscriber on the node that owns ``channel``; close it."""
-        if isinstance(self.client, aioredis.Redis):
-            return self.client.pubsub()
+        """See :meth:`RedisLink.pubsub`."""
         try:
-            await self.client.initialize()
-            node = self.client.get_node_from_key(channel)
+            return aioredis.client.PubSub(await self._pool(channel))
         except (rx.RedisError, OSError) as error:
             raise translated(error, self.address) from error
-        if node is None:
-            raise translated(rx.ClusterDownError("no node serves the channel"), self.address)
-        # The cluster client of the oldest redis-py we support has no pub/sub of its own.
-        pool = aioredis.ConnectionPool(
-            connection_class=node.connection_class, **node.connection_kwargs
-        )
-        return aioredis.Redis.from_pool(pool).pubsub()
+
+    async def refresh(self) -> None:
+        """See :meth:`RedisLink.refresh`."""
+        if isinstance(self._client, aioredis.RedisCluster):
+            await self._client.nodes_manager.initialize()
 
     async def close(self) -> None:
-        """Close every connection."""
-        await self.client.aclose()
+        """Close every connection. The link can be used again afterwards."""
+        pools, self._pools = self._pools, {}
+        client, self._client = self._client, None
+        for pool in pools.values():
+            await pool.aclose()
+        if client is not None:
+            await client.aclose()
+
+    async def _by_pool(
+        self, sending: Sending[T], hops: list[Hop]
+    ) -> Iterable[tuple[aioredis.ConnectionPool, list[Hop]]]:
+        groups: dict[aioredis.ConnectionPool, list[Hop]] = defaultdict(list)
+        for hop in hops:
+            try:
+                groups[await self._pool(sending.key(hop), hop.asked)].append(hop)
+            except (rx.RedisError, OSError) as error:
+                sending.failed((hop,), error)
+        return groups.items()
+
+    async def _pool(
+        self, key: str, asked: tuple[str, int] | None = None
+    ) -> aioredis.ConnectionPool:
+        if self._client is None:
+            self._client = connect_async(self.address, self.settings)
+        client = self._client
+        if isinstance(client, aioredis.Redis):
+            return client.connection_pool
+        await client.initialize()
+        node = client.get_node(*asked) if asked else client.get_node_from_key(key)
+        if node is None:
+            raise rx.ClusterDownError(f"no known cluster node serves {key}")
+        # redis-py's asyncio cluster nodes hold bare connections: they have no pool that
+        # notices a stale one, and no way to send several commands on one.
+        pool = self._pools.get(node.name)
+        if pool is None:
+            pool = self._pools[node.name] = aioredis.ConnectionPool(
+                connection_class=node.connection_class, **node.connection_kwargs
+            )
+        return pool
+
+    async def _refresh_if_possible(self) -> None:
+        try:
+            await self.refresh()
+        except (rx.RedisError, OSError):
+            pass  # the failure that led here is what the caller hears of
 
 
-def _parsed(call: Call[T], reply: Any, where: object) -> T | Exception:
-    if isinstance(reply, Exception):
-        return translated(reply, where)
+def _exchange(pool: redis.ConnectionPool, commands: list[tuple[Arg, ...]]) -> list[Any]:
+    """Send commands on one connection and read as many replies; error replies are values."""
+    connection = pool.get_connection()
     try:
-        return call.parse(reply)
-    except Exception as error:
-        return error
+        connection.send_packed_command(connection.pack_commands(commands))
+        replies = []
+        for _ in commands:
+            try:
+                replies.append(connection.read_response())
+            except rx.ResponseError as error:
+                replies.append(error)
+        return replies
+    except BaseException:
+        connection.disconnect()  # a reply may be on its way that nobody waits for
+        raise
+    finally:
+        pool.release(connection)
 
 
-def _lagging(reply: Any, wanted: int) -> Exception | None:
-    if isinstance(reply, Exception):
-        return reply
-    if int(reply) < wanted:
-        return rx.ConnectionError(f"only {reply} of {wanted} replicas have the batch so far")
-    return None
+async def _exchange_async(
+    pool: aioredis.ConnectionPool, commands: list[tuple[Arg, ...]]
+) -> list[Any]:
+    """See :func:`_exchange`. Cancelled, it leaves no connection behind."""
+    connection = await pool.get_connection()
+    try:
+        await connection.send_packed_command(connection.pack_commands(commands))
+        replies = []
+        for _ in commands:
+            try:
+                replies.append(await connection.read_response())
+            except rx.ResponseError as error:
+                replies.append(error)
+        return replies
+    except BaseException:
+        await connection.disconnect(nowait=True)
+        raise
+    finally:
+        await pool.release(connection)
 
 
-def _wait_ms(settings: StreamsSettings) -> int:
-    return max(1, int(settings.socket_timeout * 500))
+def _own_connection(pool: Any) -> Any:
+    return pool.connection_class(**pool.connection_kwargs)
+
+
+def _replicas(count: int, settings: StreamsSettings) -> Replicas:
+    if not count:
+        return Replicas()
+    return Replicas(count, max(1, int(settings.socket_timeout * 500)))
+

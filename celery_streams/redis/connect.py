@@ -11,6 +11,8 @@ from typing import Any
 
 import redis
 import redis.asyncio as aioredis
+import redis.asyncio.connection
+import redis.connection
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -20,13 +22,17 @@ from celery_streams.settings import StreamsSettings
 
 SyncClient = redis.Redis | redis.RedisCluster
 AsyncClient = aioredis.Redis | aioredis.RedisCluster
+SyncConnection = redis.connection.AbstractConnection
+AsyncConnection = aioredis.connection.AbstractConnection
 
 
 def connect(address: Address, settings: StreamsSettings) -> SyncClient:
     """A sync client; it connects at its first command."""
     options = _options(settings)
     if address.cluster:
-        return redis.RedisCluster.from_url(address.url, **options)
+        return redis.RedisCluster.from_url(
+            address.url, retry=Retry(NoBackoff(), 0), require_full_coverage=False, **options
+        )
     return redis.Redis.from_url(address.url, retry=Retry(NoBackoff(), 0), **options)
 
 
@@ -34,7 +40,9 @@ def connect_async(address: Address, settings: StreamsSettings) -> AsyncClient:
     """An asyncio client, for the running event loop only."""
     options = _options(settings)
     if address.cluster:
-        return aioredis.RedisCluster.from_url(address.url, **options)
+        return aioredis.RedisCluster.from_url(
+            address.url, retry=AsyncRetry(NoBackoff(), 0), require_full_coverage=False, **options
+        )
     return aioredis.Redis.from_url(address.url, retry=AsyncRetry(NoBackoff(), 0), **options)
 
 

@@ -9,6 +9,12 @@ from celery_streams.errors import ConfigurationError, StoreUnavailable, StreamEr
 #: Fragments of the replies by which a server says that it lacks a command we need.
 _TOO_OLD = ("unknown command", "unknown redis command", "unknown script flag", "unknown subcommand")
 
+#: Starts of replies that another moment, or another node, may not give.
+_PASSING = (
+    "CLUSTERDOWN", "TRYAGAIN", "MASTERDOWN", "UNBLOCKED", "NOREPLICAS", "MOVED", "ASK",
+    "MISCONF", "BUSY",
+)  # fmt: skip
+
 
 def translated(error: Exception, where: object) -> Exception:
     """The :class:`StreamError` for a redis-py ``error``; other exceptions come back as they are.
@@ -28,10 +34,7 @@ def translated(error: Exception, where: object) -> Exception:
                 "check CELERY_STREAMS_URL"
             )
         case rx.NoPermissionError():
-            return ConfigurationError(
-                f"the Redis user at {where} lacks a permission ({text}); it needs the keys and "
-                "channels under the configured prefix, and @read @write @scripting @pubsub"
-            )
+            return _not_permitted(text, where)
         case rx.ReadOnlyError():
             return StoreUnavailable(
                 f"Redis at {where} is a read-only replica; point CELERY_STREAMS_URL at the primary"
@@ -45,17 +48,49 @@ def translated(error: Exception, where: object) -> Exception:
             return StoreUnavailable(f"Redis at {where} is still loading its data")
         case rx.TimeoutError():
             return StoreUnavailable(f"Redis at {where} did not answer in time ({text})")
-        case rx.ConnectionError() | rx.ClusterError() | rx.RedisClusterException():
+        case rx.MovedError() | rx.AskError() | rx.TryAgainError() | rx.ClusterDownError():
+            return StoreUnavailable(f"the cluster at {where} is changing ({text or 'no node'})")
+        case rx.RedisClusterException():
+            return _cluster_unusable(error, where)
+        case rx.ConnectionError() | rx.ClusterError():
             return StoreUnavailable(f"cannot reach Redis at {where}: {text}")
-    if any(fragment in text.lower() for fragment in _TOO_OLD):
+    return _by_text(text, where)
+
+
+def _by_text(text: str, where: object) -> StreamError:
+    """For error replies that redis-py has no class for, or that a script passed on."""
+    lowered = text.lower()
+    if any(fragment in lowered for fragment in _TOO_OLD):
         return ConfigurationError(
             f"Redis at {where} is too old or has a command disabled ({text}); "
             "celery-streams needs Valkey, or Redis 7.0 and newer"
         )
-    if text.startswith(("OOM", "-OOM")) or "OOM command" in text:
-        return translated(rx.OutOfMemoryError(text), where)
-    if text.startswith(("READONLY", "-READONLY")) or "READONLY" in text:
-        return translated(rx.ReadOnlyError(text), where)
-    if text.startswith(("CLUSTERDOWN", "TRYAGAIN", "MASTERDOWN", "UNBLOCKED", "NOREPLICAS")):
+    if "acl failure in script" in lowered or text.startswith("NOPERM"):
+        return _not_permitted(text, where)
+    for code, kind in (("OOM", rx.OutOfMemoryError), ("READONLY", rx.ReadOnlyError)):
+        if text.startswith((code, "-" + code)) or f"{code} " in text:
+            error = translated(kind(text), where)
+            assert isinstance(error, StreamError)
+            return error
+    if text.startswith(_PASSING):
         return StoreUnavailable(f"Redis at {where} cannot take commands now: {text}")
     return StreamError(f"Redis at {where} answered with an error: {text}")
+
+
+def _not_permitted(text: str, where: object) -> ConfigurationError:
+    return ConfigurationError(
+        f"the Redis user at {where} lacks a permission ({text}); it needs the keys and "
+        "channels under the configured prefix, and @read @write @scripting @pubsub"
+    )
+
+
+def _cluster_unusable(error: rx.RedisClusterException, where: object) -> Exception:
+    """No node of a cluster could be asked for the others: the reason is what matters."""
+    text, cause = str(error), error.__cause__
+    if "not enabled" in text:
+        return ConfigurationError(
+            f"Redis at {where} is not a cluster; put redis:// (or rediss://) in CELERY_STREAMS_URL"
+        )
+    if isinstance(cause, rx.RedisError) and not isinstance(cause, rx.RedisClusterException):
+        return translated(cause, where)
+    return StoreUnavailable(f"cannot reach the cluster at {where}: {text}")
