@@ -45,7 +45,7 @@ def _result(app: Celery, task: str, *args: Any) -> Any:
 @contextmanager
 def _worker(url: str) -> Iterator[None]:
     command = [
-        sys.executable, "-m", "celery", "-A", "benchmarks.worker_app", "worker",
+        sys.executable, "-W", "ignore", "-m", "celery", "-A", "benchmarks.worker_app", "worker",
         "--pool", "prefork", "--concurrency", "1", "--loglevel", "ERROR",
         "--without-gossip", "--without-mingle",
     ]  # fmt: skip
