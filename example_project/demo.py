@@ -324,8 +324,8 @@ def _on(stage: Stage, console: Console, topic: str) -> int:
         with console.status("starting Valkey and a worker"):
             stack.enter_context(stage)
         console.print(
-            f"[bold]celery-streams[/]  [dim]{stage.server_version} embedded, worker "
-            f"{stage.worker_pid} with 2 children, reader {os.getpid()}[/]"
+            f"[bold]celery-streams[/]  [dim]{stage.server_version} embedded; worker "
+            f"{stage.worker_pid}, 2 children; reader {os.getpid()}[/]"
         )
         if not Demo(stage, console, topic).play():
             raise StageError("not everything arrived as it must: see the red numbers above")

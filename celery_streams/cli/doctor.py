@@ -78,7 +78,7 @@ def examine(streams: Streams, app: Celery) -> Iterator[Finding]:
             yield Finding(finding.level, finding.what, finding.detail + suffix, finding.advice)
     for examine_link in (_sharded_channels, _scripts, _compare_and_delete):
         yield _safely(examine_link, streams)
-    yield _safely(_round_trip, streams)
+    yield _safely(_write_and_read, streams)
 
 
 def _raw(error: Exception) -> bool:
@@ -158,7 +158,9 @@ def _server(node: Node) -> Finding:
 
 
 def _role(node: Node) -> Finding:
-    role = node.info.get("role", "unknown")
+    role = node.info.get("role")
+    if role is None:
+        return Finding("warn", "role", "not checked: INFO is not allowed")
     if role == "slave":
         return Finding(
             "fail", "role", "a read-only replica", f"point {ENV_PREFIX}URL at the primary"
@@ -168,7 +170,9 @@ def _role(node: Node) -> Finding:
 
 
 def _memory(node: Node) -> Finding:
-    policy = str(node.info.get("maxmemory_policy", "unknown"))
+    if "maxmemory_policy" not in node.info:
+        return Finding("warn", "memory", "not checked: INFO is not allowed")
+    policy = str(node.info["maxmemory_policy"])
     limit = int(node.info.get("maxmemory", 0) or 0)
     used = int(node.info.get("used_memory", 0) or 0)
     shown = f"{used / 2**20:.0f} MiB used, limit {limit / 2**20:.0f} MiB, policy {policy}"
@@ -260,7 +264,7 @@ def _compare_and_delete(streams: Streams) -> Finding:
     return Finding("ok", "compare-and-delete", "by script (the server has no command for it)")
 
 
-def _round_trip(streams: Streams) -> Finding:
+def _write_and_read(streams: Streams) -> Finding:
     """Everything a worker and a reader do, as this user, on a stream that is removed again."""
     slot = _scratch()
     written = secrets.token_hex(8)

@@ -1,0 +1,98 @@
+"""``make demo``, as a stranger runs it; and the example's promise that a killed answer is whole."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from celery_streams import Streams
+from example_project import documentation, model, tokens
+from tests.servers import ServerProcess, ValkeyProcess
+from tests.servers.children import eventually
+from tests.workers import BROKER_DB, RESULT_DB, ROOT, Worker, worker
+
+_ROW = re.compile(r"^ *(\S.*?) +(\d+) +(\d+) +(\d+) +(\d+) +(\d+) *$", re.MULTILINE)
+
+
+def _environment(**changes: str) -> dict[str, str]:
+    ours = ("CELERY_", "OPENAI_", "EXAMPLE_", "COLUMNS")
+    kept = {name: text for name, text in os.environ.items() if not name.startswith(ours)}
+    return {**kept, **changes}
+
+
+def test_the_demo_ends_with_nothing_lost_and_nothing_twice() -> None:
+    """Without a terminal: exit code 0, plain text of 80 columns, and a table that adds up."""
+    done = subprocess.run(
+        [sys.executable, "-m", "example_project.demo", "--topic", "zip"],
+        cwd=ROOT, env=_environment(PYTHONIOENCODING="utf-8"),
+        capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert "\x1b" not in done.stdout, "no colours where there is no terminal"
+    assert "Traceback" not in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    rows = {name: list(map(int, counts)) for name, *counts in _ROW.findall(done.stdout)}
+    assert len(rows) == 7, done.stdout
+    *_, (streams, chunks, initializes, lost, duplicated) = rows.values()
+    assert (lost, duplicated) == (0, 0)
+    assert initializes == streams == 18
+    assert chunks > 1000
+    assert re.search(r"attempt 2 went on at chunk \d+", done.stdout)
+    assert re.search(r"p50 [\d.]+ ms, p99 [\d.]+ ms", done.stdout)
+
+
+def test_the_demo_says_what_is_wrong_with_a_topic() -> None:
+    """A misspelt topic: one line with names like it, and nothing is started."""
+    done = subprocess.run(
+        [sys.executable, "-m", "example_project.demo", "--topic", "json.dmps"],
+        cwd=ROOT, env=_environment(), capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "json.dumps" in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.fixture
+def assistant(valkey: ValkeyProcess) -> Iterator[Worker]:
+    """A worker of the example project."""
+    valkey.flush()
+    with worker("example_project.app", valkey, env=_addresses(valkey)) as running:
+        yield running
+
+
+def _addresses(server: ServerProcess) -> dict[str, str]:
+    return {
+        "CELERY_BROKER_URL": server.url_for(db=BROKER_DB),
+        "CELERY_RESULT_BACKEND": server.url_for(db=RESULT_DB),
+    }
+
+
+def test_killing_the_child_in_mid_stream_yields_one_complete_answer(
+    assistant: Worker, valkey: ValkeyProcess
+) -> None:
+    """Twice killed, the answer that readers see is the documentation's, token by token."""
+    expected = tokens.split(documentation.answer("json.dumps"))
+    streams = Streams(assistant.app, url=valkey.url, secret="test secret")
+    run = assistant.app.send_task("example_project.tasks.answer", ("json.dumps", 250.0))
+    reader = streams.read(run.id, timeout=60)
+    received = [next(reader)]
+    for kill_at in (len(expected) // 3, 2 * len(expected) // 3):
+        received += [next(reader) for _ in range(kill_at - len(received))]
+        killed = assistant.kill_child(run.info["pid"])
+        eventually(lambda killed=killed: run.info.get("pid") != killed, "the next attempt starts")
+    received += reader
+    assert received == expected
+    result = run.get(timeout=20)
+    assert result["attempt"] == 3
+    assert result["continued_at"] > 0
+    progressed = list(streams.read(run.id, "progress", timeout=20))
+    assert [each["done"] for each in progressed] == sorted({each["done"] for each in progressed})
+    assert progressed[-1] == {"done": len(expected), "of": len(expected)}
+    assert not model.configured()
+    streams.close()
