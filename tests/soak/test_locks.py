@@ -1,0 +1,101 @@
+"""The slot's lock, its holders killed and frozen, again and again."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.credentials.fleet import SLOT, Member, get_at_once, get_inside, processes
+from tests.servers import ServerProcess
+from tests.soak.harness import Report
+
+pytestmark = pytest.mark.soak
+
+Times = Callable[[int, int], int]
+LEASE = 0.3
+
+
+@pytest.mark.alone
+@pytest.mark.timeout(600)
+def test_a_cold_slot_is_initialized_once_however_many_ask(
+    server: ServerProcess, times: Times
+) -> None:
+    """64 processes meet at a barrier and ask for the same slot."""
+    report = Report("cold slot hit by 64 processes at once")
+    for _ in range(times(1, 20)):
+        server.flush()
+        context = processes()
+        barrier, results = context.Barrier(64), context.Queue()
+        members = [
+            context.Process(target=get_at_once, args=(server.url, 0.02, barrier, results))
+            for _ in range(64)
+        ]
+        for member in members:
+            member.start()
+        outcomes = [results.get(timeout=60) for _ in members]
+        for member in members:
+            member.join(30)
+        report.injected += 1
+        report.initializes += sum(initializes for _, _, initializes, _ in outcomes)
+        assert {mint for mint, *_ in outcomes} == {"mint-1"}
+    report.notes["initializes"] = report.initializes
+    print(f"\n{report}")
+    assert report.initializes == report.injected
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_holder_always_has_a_successor(server: ServerProcess, times: Times) -> None:
+    """SIGKILL inside ``initialize``: the next one takes over when the lease ends."""
+    report = Report("lock holder killed while it initializes")
+    for _ in range(times(2, 50)):
+        server.flush()
+        child, _, _ = _holder_inside(server.url)
+        with Member(server.url) as successor:
+            _signal(child, signal.SIGKILL)
+            child.join(30)
+            assert successor.get(SLOT).mint_id == "mint-2"
+            report.initializes += successor.stats.snapshot().initializes
+        report.injected += 1
+    report.notes["successors' initializes"] = report.initializes
+    print(f"\n{report}")
+    assert report.initializes == report.injected
+
+
+@pytest.mark.timeout(600)
+def test_a_frozen_holders_late_store_is_always_refused(server: ServerProcess, times: Times) -> None:
+    """SIGSTOP past the lease, then SIGCONT: what the successor installed stays installed."""
+    report = Report("lock holder frozen past its lease")
+    for _ in range(times(2, 50)):
+        server.flush()
+        child, go_on, results = _holder_inside(server.url)
+        _signal(child, signal.SIGSTOP)
+        with Member(server.url) as successor:
+            assert successor.get(SLOT).mint_id == "mint-2"
+            installed = successor.sealed()
+            _signal(child, signal.SIGCONT)
+            go_on.set()
+            mint_id, _ = results.get(timeout=30)
+            child.join(30)
+            assert mint_id == "mint-2"
+            assert successor.sealed() == installed
+        report.injected += 1
+    print(f"\n{report}")
+
+
+def _holder_inside(url: str) -> tuple[Any, Any, Any]:
+    """A process that holds the slot's lock and does not come back from ``initialize``."""
+    context = processes()
+    inside, go_on, results = context.Event(), context.Event(), context.Queue()
+    child = context.Process(target=get_inside, args=(url, LEASE, inside, go_on, results))
+    child.start()
+    assert inside.wait(30)
+    return child, go_on, results
+
+
+def _signal(child: Any, number: int) -> None:
+    assert child.pid is not None
+    os.kill(child.pid, number)
