@@ -8,9 +8,18 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from pydantic_core import from_json
+
+from celery_streams.chunks import decode as decode_chunk
 from celery_streams.chunks import unframe
-from celery_streams.contracts import JSON, Head, Offset, Page
-from celery_streams.errors import InvalidOffset, ReadTimeout, StoreUnavailable
+from celery_streams.contracts import JSON, Entry, Head, Offset, Page
+from celery_streams.errors import (
+    InvalidOffset,
+    OffsetGone,
+    ReadTimeout,
+    StoreUnavailable,
+    StreamNotFound,
+)
 from celery_streams.slots import Slot
 
 Decode = Callable[[bytes, str], Any]
@@ -18,7 +27,12 @@ Decode = Callable[[bytes, str], Any]
 #: Largest offset Redis can seek to.
 MAX_OFFSET = 2**53 - 1
 
+#: Seconds a reader without a timeout bears a store that cannot be reached.
+OUTAGE_PATIENCE = 60.0
+
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0
+#: Clocks and rounding: a wait that is over by less counts as over.
+_SLACK = 0.002
 
 
 def check_offset(offset: object) -> Offset:
@@ -27,13 +41,15 @@ def check_offset(offset: object) -> Offset:
     Raises:
         InvalidOffset: neither an integer of at most 53 bits nor ``"now"``.
     """
-    if offset == "now":
+    if isinstance(offset, str) and offset == "now":
         return "now"
     if isinstance(offset, int) and not isinstance(offset, bool) and abs(offset) <= MAX_OFFSET:
         return offset
+    shown = ascii(offset)
     raise InvalidOffset(
-        f"offset {offset!r} is neither an integer nor 'now'; give a sequence number (from 0), a "
-        "negative number for the last n chunks, or 'now' for what comes from here on"
+        f"offset {shown if len(shown) <= 60 else shown[:57] + '...'} is neither an integer nor "
+        "'now'; give a sequence number (from 0), a negative number for the last n chunks, or "
+        "'now' for what comes from here on"
     )
 
 
@@ -50,7 +66,8 @@ class Position:
     """The state of one reader.
 
     ``offset`` is the sequence number of the next chunk: where to resume. ``closed`` is how the
-    stream ended, once its end was reached.
+    stream ended, once its end was reached. ``resolved`` says that ``offset`` is a sequence
+    number already, and not yet ``"now"`` or relative to the end.
     """
 
     def __init__(
@@ -59,15 +76,17 @@ class Position:
         self.slot = slot
         self.closed: str | None = None
         self.start: Offset = check_offset(offset)
-        self.offset: int = offset if isinstance(offset, int) and offset > 0 else 0
-        self.resolved = isinstance(self.start, int) and self.start >= 0
+        self.relative = self.start == "now" or self.start < 0
+        self.offset: int = 0 if self.relative else int(self.start)
+        self.resolved = not self.relative
         self._timeout = timeout
+        self._recheck = recheck
         self._decode = decode
+        self._seen = False  # the stream has existed
+        self._begun = False  # a chunk was delivered
+        self._looked_again = False
         self._failures = 0
-        #: Seconds between two looks at the log: the timeout is a multiple of it.
-        self.idle = recheck
-        if timeout is not None:
-            self.idle = timeout / math.ceil(timeout / recheck) if timeout > 0 else 0.0
+        self._failing_since = 0.0
         self._waiting_since = time.monotonic()
 
     def resolve(self, head: Head | None) -> None:
@@ -75,40 +94,77 @@ class Position:
         self.offset = start_at(self.start, head)
         self.resolved = True
 
-    def resume_waiting(self) -> None:
-        """The consumer is back (or a chunk came): the timeout starts anew."""
+    def start_waiting(self) -> None:
+        """The consumer wants the next chunk: from now on the timeout runs."""
         self._waiting_since = time.monotonic()
+        self._looked_again = False
 
-    def unread(self, page: Page) -> list[bytes]:
-        """The serialized chunks of a page from ``offset`` on."""
+    @property
+    def idle(self) -> float:
+        """Seconds between two looks at the log. What is left of the timeout is a multiple."""
+        if self._timeout is None:
+            return self._recheck
+        left = max(self._timeout - self._waited(), 0.0)
+        even = left / max(1, math.ceil(left / self._recheck))
+        # Not as short as the rest may be: it also holds after the next chunk.
+        return max(even, min(self._recheck, self._timeout) / 4)
+
+    def unread(self, entry: Entry, content_type: str) -> list[Any]:
+        """The decoded chunks of an entry from ``offset`` on.
+
+        Raises:
+            OffsetGone: chunks between ``offset`` and the entry are missing.
+        """
+        if entry.start > self.offset:
+            raise OffsetGone(
+                f"chunks {self.offset} to {entry.start - 1} of {self.slot} are gone; the next "
+                f"one there is has the offset {entry.start}",
+                first=entry.start,
+            )
+        self._begun = True
+        done = self.offset - entry.start
+        if self._decode is decode_chunk and content_type == JSON and not done:
+            # Compact JSON contains no raw newline: parse the batch in one go.
+            return from_json(b"[%b]" % entry.payload.replace(b"\n", b","))  # type: ignore[no-any-return]
+        return [
+            self._decode(piece, content_type)
+            for piece in unframe(entry.payload, content_type)[done:]
+        ]
+
+    def took(self, page: Page) -> bool:
+        """Take note of a page whose chunks were delivered; whether it brought nothing.
+
+        Raises:
+            StreamNotFound: the stream has existed, and does not any more.
+        """
         self._failures = 0
-        content_type = JSON if page.head is None else page.head.content_type
-        chunks: list[bytes] = []
-        for entry in page.entries:
-            pieces = unframe(entry.payload, content_type)
-            done = self.offset + len(chunks) - entry.start
-            chunks += pieces[done:] if done > 0 else pieces
-        return chunks
-
-    def decoded(self, data: bytes, page: Page) -> Any:
-        """One chunk as its reader sees it."""
-        return self._decode(data, JSON if page.head is None else page.head.content_type)
-
-    def reached_end(self, page: Page) -> None:
-        """Take note of how the stream ended, if this page says so."""
-        if page.head is not None and page.head.closed and self.offset >= page.head.end:
-            self.closed = page.head.closed
+        head = page.head
+        if head is not None:
+            self._seen = True
+            if head.closed is not None and self.offset >= head.end:
+                self.closed = head.closed
+        elif self._seen:
+            raise StreamNotFound(
+                f"{self.slot} was deleted or has expired while it was read, at offset {self.offset}"
+            )
+        return not page.entries and self.closed is None
 
     def ended_without_stream(self, page: Page, state: str | None) -> bool:
         """Whether the run is over and never had this stream: nothing will come."""
-        if page.head is None and state is not None:
+        if page.head is None and state:
             self.closed = state
             return True
         return False
 
-    def check_timeout(self) -> None:
-        """Raise :class:`ReadTimeout` if no chunk came for the whole timeout."""
-        if self._timeout is not None and self._waited() >= self._timeout:
+    def check_timeout(self, state: str | None) -> None:
+        """Raise :class:`ReadTimeout` if no chunk came for the whole timeout.
+
+        If the run turns out to be over (``state``), the log is looked at once more before.
+        """
+        if state and not self._looked_again:
+            self._looked_again = True
+            return
+        if self._timeout is not None and self._waited() + _SLACK >= self._timeout:
             raise ReadTimeout(
                 f"no chunk of {self.slot} for {self._timeout:g} s; the stream has not ended. "
                 f"Resume with offset={self.offset}",
@@ -116,14 +172,30 @@ class Position:
             )
 
     def pause_after(self, error: StoreUnavailable) -> float:
-        """Seconds to wait before looking again; raises ``error`` when the timeout is over."""
-        waited = self._waited()
-        if self._timeout is not None and waited >= self._timeout:
-            raise error
+        """Seconds to wait before looking again; raises when the timeout is over."""
+        now = time.monotonic()
+        if self._failures == 0:
+            self._failing_since = now
         self._failures += 1
-        pause = min(_FIRST_PAUSE * 2.0 ** min(self._failures, 10), _LONGEST_PAUSE)
-        pause *= random.uniform(0.5, 1.0)
-        return pause if self._timeout is None else min(pause, self._timeout - waited)
+        if self._timeout is None:
+            left = OUTAGE_PATIENCE - (now - self._failing_since)
+        else:
+            left = self._timeout - self._waited()
+        if left <= _SLACK:
+            raise StoreUnavailable(
+                f"gave up reading {self.slot}: {error}. Resume with offset={self.offset}"
+            ) from error
+        pause = min(_FIRST_PAUSE * 2.0 ** min(self._failures - 1, 10), _LONGEST_PAUSE)
+        return min(pause * random.uniform(0.5, 1.0), left)
+
+    def start_again(self, gone: OffsetGone) -> None:
+        """After :class:`OffsetGone`: "the last n" moves on with the trim point, once it is known.
+
+        Raises ``gone`` if the offset was the caller's own, or chunks were delivered already.
+        """
+        if not self.relative or self._begun:
+            raise gone
+        self.offset = max(self.offset, gone.first)
 
     def _waited(self) -> float:
         return time.monotonic() - self._waiting_since

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
+from contextlib import aclosing, closing
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from celery_streams.chunks import decode as decode_chunk
 from celery_streams.contracts import AsyncStore, Head, Offset, Page, Store
-from celery_streams.errors import StoreUnavailable, StreamNotFound
+from celery_streams.errors import OffsetGone, StoreUnavailable, StreamNotFound
 from celery_streams.reading.position import Decode, Position
 from celery_streams.slots import Slot
+
+OnIdle = Callable[[], str | None]
+AsyncOnIdle = Callable[[], Awaitable[str | None]]
 
 
 class _Reading:
@@ -44,22 +48,27 @@ class Reader(_Reading, Iterator[Any]):
     """Iterates over a stream's chunks, live, until it ends. Not thread-safe.
 
     May be made before the stream exists. Lost connections are re-made, and reading goes on
-    where it was; only when no chunk came for ``timeout`` seconds it raises.
+    where it was; only when no chunk came for ``timeout`` seconds it raises. It holds a
+    connection until it ends or is closed: leave a loop early only inside ``with reader:``.
 
     Args:
         store, slot: what to read.
         offset: a sequence number; negative for the last n; ``"now"`` for what comes.
-        timeout: seconds without a chunk; ``None`` waits for ever. The consumer's own time
-            between two chunks does not count.
+        timeout: seconds without a chunk; ``None`` waits for ever (but not for a store that
+            cannot be reached). The consumer's own time between two chunks does not count.
         recheck: seconds of silence after which the log itself is looked at.
         decode: from bytes and content type to what is yielded.
         on_idle: called after such a silence; answers how the run ended if it is over.
+
+    Raises:
+        InvalidOffset: ``offset`` is neither an integer nor ``"now"``.
 
     Raises (while iterating):
         ReadTimeout: no chunk for ``timeout`` seconds; carries the offset.
         OffsetGone: the offset lies before the oldest retained chunk.
         StoreUnavailable: the store was away for the whole timeout.
         StreamNotFound: the stream was deleted while it was read.
+        ConfigurationError: the store refuses to be read (password, permission).
     """
 
     def __init__(
@@ -71,22 +80,21 @@ class Reader(_Reading, Iterator[Any]):
         timeout: float | None = 60.0,
         recheck: float = 5.0,
         decode: Decode = decode_chunk,
-        on_idle: Callable[[], str | None] | None = None,
+        on_idle: OnIdle | None = None,
     ) -> None:
         self._position = Position(slot, offset, timeout, recheck, decode)
-        self._store = store
-        self._on_idle = on_idle
-        self._chunks = self._read()
+        # Not a method of this object: no cycle, so a reader that is let go of is closed at once.
+        self._chunks = _chunks(store, self._position, on_idle)
 
     def __iter__(self) -> Iterator[Any]:
-        return self._chunks
+        return self._chunks  # without a Python call per chunk in between
 
     def __next__(self) -> Any:
         return next(self._chunks)
 
     def close(self) -> None:
         """Stop reading and release the connection; safe to repeat."""
-        self._chunks.close()  # type: ignore[attr-defined]
+        self._chunks.close()
 
     def __enter__(self) -> Self:
         return self
@@ -99,46 +107,13 @@ class Reader(_Reading, Iterator[Any]):
     ) -> None:
         self.close()
 
-    def _read(self) -> Iterator[Any]:
-        position = self._position
-        position.resume_waiting()
-        for page in self._pages():
-            if page.entries:
-                for data in position.unread(page):
-                    chunk = position.decoded(data, page)
-                    position.offset += 1
-                    yield chunk
-                position.resume_waiting()
-            position.reached_end(page)
-            if page.entries or position.closed:
-                continue
-            if position.ended_without_stream(page, self._look_after_run()):
-                return
-            position.check_timeout()
-
-    def _pages(self) -> Iterator[Page]:
-        position = self._position
-        while True:
-            try:
-                if not position.resolved:
-                    position.resolve(self._head())
-                yield from self._store.follow(position.slot, position.offset, idle=position.idle)
-                return
-            except StoreUnavailable as error:
-                time.sleep(position.pause_after(error))
-
-    def _head(self) -> Head | None:
-        try:
-            return self._store.head(self._position.slot)
-        except StreamNotFound:
-            return None
-
-    def _look_after_run(self) -> str | None:
-        return None if self._on_idle is None else self._on_idle()
-
 
 class AsyncReader(_Reading, AsyncIterator[Any]):
-    """:class:`Reader` for an event loop: ``async for chunk in reader``."""
+    """:class:`Reader` for an event loop: ``async for chunk in reader``.
+
+    Cancelling the task that iterates closes the connection; leave a loop early only inside
+    ``async with reader:``.
+    """
 
     def __init__(
         self,
@@ -149,12 +124,10 @@ class AsyncReader(_Reading, AsyncIterator[Any]):
         timeout: float | None = 60.0,
         recheck: float = 5.0,
         decode: Decode = decode_chunk,
-        on_idle: Callable[[], Awaitable[str | None]] | None = None,
+        on_idle: AsyncOnIdle | None = None,
     ) -> None:
         self._position = Position(slot, offset, timeout, recheck, decode)
-        self._store = store
-        self._on_idle = on_idle
-        self._chunks = self._read()
+        self._chunks = _achunks(store, self._position, on_idle)
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self._chunks
@@ -164,7 +137,7 @@ class AsyncReader(_Reading, AsyncIterator[Any]):
 
     async def aclose(self) -> None:
         """Stop reading and release the connection; safe to repeat."""
-        await self._chunks.aclose()  # type: ignore[attr-defined]
+        await self._chunks.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -177,44 +150,104 @@ class AsyncReader(_Reading, AsyncIterator[Any]):
     ) -> None:
         await self.aclose()
 
-    async def _read(self) -> AsyncIterator[Any]:
-        position = self._position
-        position.resume_waiting()
-        async for page in self._pages():
+
+def _chunks(store: Store, position: Position, on_idle: OnIdle | None) -> Generator[Any]:
+    position.start_waiting()
+    with closing(_pages(store, position)) as pages:
+        for page in pages:
             if page.entries:
-                for data in position.unread(page):
-                    chunk = position.decoded(data, page)
-                    position.offset += 1
-                    yield chunk
-                position.resume_waiting()
-            position.reached_end(page)
-            if page.entries or position.closed:
-                continue
-            if position.ended_without_stream(page, await self._look_after_run()):
-                return
-            position.check_timeout()
+                head = cast("Head", page.head)
+                for entry in page.entries:
+                    for chunk in position.unread(entry, head.content_type):
+                        position.offset += 1
+                        yield chunk
+                position.start_waiting()
+            if position.took(page):
+                state = _ended(on_idle)
+                if position.ended_without_stream(page, state):
+                    return
+                position.check_timeout(state)
 
-    async def _pages(self) -> AsyncIterator[Page]:
-        position = self._position
-        while True:
-            try:
-                if not position.resolved:
-                    position.resolve(await self._head())
-                pages = self._store.follow(position.slot, position.offset, idle=position.idle)
-                try:
-                    async for page in pages:
-                        yield page
-                finally:
-                    await pages.aclose()  # type: ignore[attr-defined]
-                return
-            except StoreUnavailable as error:
-                await asyncio.sleep(position.pause_after(error))
 
-    async def _head(self) -> Head | None:
+def _pages(store: Store, position: Position) -> Generator[Page]:
+    """Pages of the store from the position on, across lost connections."""
+    while True:
         try:
-            return await self._store.head(self._position.slot)
-        except StreamNotFound:
-            return None
+            if not position.resolved:
+                position.resolve(_head(store, position.slot))
+            follow = store.follow(position.slot, position.offset, idle=position.idle)
+            with closing(cast("Generator[Page]", follow)) as pages:
+                yield from pages
+            return
+        except StoreUnavailable as error:
+            time.sleep(position.pause_after(error))
+        except OffsetGone as error:
+            position.start_again(error)
 
-    async def _look_after_run(self) -> str | None:
-        return None if self._on_idle is None else await self._on_idle()
+
+def _ended(on_idle: OnIdle | None) -> str | None:
+    if on_idle is None:
+        return None
+    try:
+        return on_idle()
+    except StoreUnavailable:
+        return None  # the next look at the log fails, too, and is repeated
+
+
+def _head(store: Store, slot: Slot) -> Head | None:
+    try:
+        return store.head(slot)
+    except StreamNotFound:
+        return None
+
+
+async def _achunks(
+    store: AsyncStore, position: Position, on_idle: AsyncOnIdle | None
+) -> AsyncGenerator[Any]:
+    position.start_waiting()
+    async with aclosing(_apages(store, position)) as pages:
+        async for page in pages:
+            if page.entries:
+                head = cast("Head", page.head)
+                for entry in page.entries:
+                    for chunk in position.unread(entry, head.content_type):
+                        position.offset += 1
+                        yield chunk
+                position.start_waiting()
+            if position.took(page):
+                state = await _aended(on_idle)
+                if position.ended_without_stream(page, state):
+                    return
+                position.check_timeout(state)
+
+
+async def _apages(store: AsyncStore, position: Position) -> AsyncGenerator[Page]:
+    while True:
+        try:
+            if not position.resolved:
+                position.resolve(await _ahead(store, position.slot))
+            follow = store.follow(position.slot, position.offset, idle=position.idle)
+            async with aclosing(cast("AsyncGenerator[Page]", follow)) as pages:
+                async for page in pages:
+                    yield page
+            return
+        except StoreUnavailable as error:
+            await asyncio.sleep(position.pause_after(error))
+        except OffsetGone as error:
+            position.start_again(error)
+
+
+async def _aended(on_idle: AsyncOnIdle | None) -> str | None:
+    if on_idle is None:
+        return None
+    try:
+        return await on_idle()
+    except StoreUnavailable:
+        return None
+
+
+async def _ahead(store: AsyncStore, slot: Slot) -> Head | None:
+    try:
+        return await store.head(slot)
+    except StreamNotFound:
+        return None

@@ -45,7 +45,9 @@ class Call(Generic[T]):
         """The command as sent: by digest, or with the whole source for a new server."""
         if isinstance(self.command, str):
             return (self.command, *self.keys, *self.args)
-        verb, body = ("EVAL", self.command.source) if by_source else ("EVALSHA", self.command.digest)
+        verb, body = (
+            ("EVAL", self.command.source) if by_source else ("EVALSHA", self.command.digest)
+        )
         return (verb, body, len(self.keys), *self.keys, *self.args)
 
 
@@ -147,7 +149,9 @@ class Sending(Generic[T]):
                 self._next.append(Hop(hop.place, by_source=hop.by_source))
                 return
         elif isinstance(error, rx.AskError) and again:
-            self._next.append(Hop(hop.place, by_source=hop.by_source, asked=(error.host, error.port)))
+            self._next.append(
+                Hop(hop.place, by_source=hop.by_source, asked=(error.host, error.port))
+            )
             return
         elif isinstance(error, rx.ClusterDownError | rx.ReadOnlyError):
             self.outdated = True

@@ -11,7 +11,8 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+from contextlib import suppress
+from typing import Any, TypeVar, cast
 
 import redis
 import redis.asyncio as aioredis
@@ -70,9 +71,7 @@ class RedisLink:
             raise result
         return result
 
-    def call_many(
-        self, calls: Sequence[Call[T]], *, wait_replicas: int = 0
-    ) -> list[T | Exception]:
+    def call_many(self, calls: Sequence[Call[T]], *, wait_replicas: int = 0) -> list[T | Exception]:
         """Send calls in one round trip a node; failures are returned in their places.
 
         With ``wait_replicas``, a call whose effect that many replicas have not confirmed is
@@ -88,7 +87,8 @@ class RedisLink:
                 else:
                     sending.answered(group, replies)
             if sending.outdated:
-                self._refresh_if_possible()
+                sending.outdated = False
+                self.refresh()
         return sending.results
 
     def pubsub(self, channel: str) -> redis.client.PubSub:
@@ -101,14 +101,16 @@ class RedisLink:
     def connection(self, channel: str) -> SyncConnection:
         """A connection of the caller's own to the node that owns ``channel``; not open yet."""
         try:
-            return _own_connection(self._pool(channel))
+            pool = self._pool(channel)
+            return cast("SyncConnection", pool.connection_class(**pool.connection_kwargs))
         except (rx.RedisError, OSError) as error:
             raise translated(error, self.address) from error
 
     def refresh(self) -> None:
-        """Ask the cluster for its nodes again (after a failover). Raises redis-py's errors."""
+        """Ask a cluster for its nodes again, if one answers: it may have failed over."""
         if isinstance(self._client, redis.RedisCluster):
-            self._client.nodes_manager.initialize()
+            with suppress(rx.RedisError, OSError):
+                self._client.nodes_manager.initialize()
 
     def close(self) -> None:
         """Close every connection. The link can be used again afterwards."""
@@ -134,12 +136,6 @@ class RedisLink:
         if node is None:
             raise rx.ClusterDownError(f"no known cluster node serves {key}")
         return client.get_redis_connection(node).connection_pool
-
-    def _refresh_if_possible(self) -> None:
-        try:
-            self.refresh()
-        except (rx.RedisError, OSError):
-            pass  # the failure that led here is what the caller hears of
 
 
 class AsyncRedisLink:
@@ -172,27 +168,23 @@ class AsyncRedisLink:
                 else:
                     sending.answered(group, replies)
             if sending.outdated:
-                await self._refresh_if_possible()
+                sending.outdated = False
+                await self.refresh()
         return sending.results
 
     async def connection(self, channel: str) -> AsyncConnection:
         """See :meth:`RedisLink.connection`."""
         try:
-            return _own_connection(await self._pool(channel))
-        except (rx.RedisError, OSError) as error:
-            raise translated(error, self.address) from error
-
-    async def pubsub(self, channel: str) -> aioredis.client.PubSub:
-        """See :meth:`RedisLink.pubsub`."""
-        try:
-            return aioredis.client.PubSub(await self._pool(channel))
+            pool = await self._pool(channel)
+            return pool.connection_class(**pool.connection_kwargs)
         except (rx.RedisError, OSError) as error:
             raise translated(error, self.address) from error
 
     async def refresh(self) -> None:
         """See :meth:`RedisLink.refresh`."""
         if isinstance(self._client, aioredis.RedisCluster):
-            await self._client.nodes_manager.initialize()
+            with suppress(rx.RedisError, OSError):
+                await self._client.nodes_manager.initialize()
 
     async def close(self) -> None:
         """Close every connection. The link can be used again afterwards."""
@@ -235,12 +227,6 @@ class AsyncRedisLink:
             )
         return pool
 
-    async def _refresh_if_possible(self) -> None:
-        try:
-            await self.refresh()
-        except (rx.RedisError, OSError):
-            pass  # the failure that led here is what the caller hears of
-
 
 def _exchange(pool: redis.ConnectionPool, commands: list[tuple[Arg, ...]]) -> list[Any]:
     """Send commands on one connection and read as many replies; error replies are values."""
@@ -282,12 +268,7 @@ async def _exchange_async(
         await pool.release(connection)
 
 
-def _own_connection(pool: Any) -> Any:
-    return pool.connection_class(**pool.connection_kwargs)
-
-
 def _replicas(count: int, settings: StreamsSettings) -> Replicas:
     if not count:
         return Replicas()
     return Replicas(count, max(1, int(settings.socket_timeout * 500)))
-

@@ -6,6 +6,7 @@ command means is written here and in the ``.lua`` file it names, nowhere else.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,9 @@ from celery_streams.settings import StreamsSettings
 from celery_streams.slots import Slot
 
 CLOSED = "CLOSED"
+
+#: Bytes of payload after which a page of the log is complete, whatever its limit.
+PAGE_BYTES = 1024 * 1024
 
 
 def _script(name: str) -> Script:
@@ -71,7 +75,7 @@ class Commands:
         return Call(
             _script("read"),
             (self.layout.meta(slot), self.layout.log(slot), self.layout.owner(slot)),
-            (offset, limit),
+            (offset, limit, PAGE_BYTES),
             partial(_page, slot, offset),
         )
 
@@ -80,7 +84,7 @@ class Commands:
         return Call(
             _script("read"),
             (self.layout.meta(slot), self.layout.log(slot), self.layout.owner(slot)),
-            (0, 0),
+            (0, 0, 0),
             partial(_head, slot),
         )
 
@@ -167,7 +171,7 @@ def _page(slot: Slot, offset: int, reply: list[Any]) -> Page:
     if not reply:
         return Page((), None)
     head = _head(slot, reply)
-    entries = tuple(_entry(raw) for raw in reply[5])
+    entries = tuple(_entries(reply[5], reply[6]))
     if offset < head.end and (not entries or entries[0].start > offset) and offset < head.first:
         raise OffsetGone(
             f"offset {offset} of {slot} is gone: the oldest chunk kept is {head.first}. Read from "
@@ -204,10 +208,14 @@ def _closed(slot: Slot, reply: list[Any]) -> Head:
     raise StreamError(f"unexpected reply to closing {slot}: {reply!r}")
 
 
-def _entry(raw: list[Any]) -> Entry:
-    entry_id, fields = raw
-    end, count = parse_entry_id(_text(entry_id))
-    return Entry(end, count, fields[1])
+def _entries(index: bytes, payloads: bytes) -> Iterator[Entry]:
+    words = iter(index.split())
+    at = 0
+    for entry_id, size in zip(words, words, strict=True):
+        end, _, count = entry_id.partition(b"-")
+        stop = at + int(size)
+        yield Entry(int(end), int(count), payloads[at:stop])
+        at = stop
 
 
 def _text(value: bytes | str) -> str:

@@ -41,7 +41,7 @@ class Cursor:
     def from_log(self, page: Page) -> tuple[Page, Next]:
         """Take a page that was read at ``offset``."""
         if page.head is None and self.head is not None:
-            raise StreamNotFound(f"{self.slot} was deleted or has expired while it was followed")
+            raise self._gone()
         self.head = page.head
         if page.entries:
             self.offset = max(self.offset, page.entries[-1].end)
@@ -67,7 +67,12 @@ class Cursor:
                 return None, Next.READ
             self.head = replace(self.head, closed=state)
             return Page((), self.head), Next.STOP
+        if kind == b"d":
+            raise self._gone()
         return None, Next.READ
+
+    def _gone(self) -> StreamNotFound:
+        return StreamNotFound(f"{self.slot} was deleted or has expired while it was followed")
 
     def _next(self) -> Next:
         if self.head is None or self.offset >= self.head.end:

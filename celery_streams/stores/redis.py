@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
@@ -60,26 +61,28 @@ class RedisStore:
         log once more: nothing falls between the log and the channel.
         """
         cursor = Cursor(slot, offset)
+        due = time.monotonic() + idle
         live: Subscription | None = None
         with ExitStack() as stack:
             while True:
                 page, step = cursor.from_log(self.read(slot, cursor.offset))
-                if page.entries:
+                if page.entries or step is Next.STOP:
                     yield page
+                    due = time.monotonic() + idle
                 if step is Next.LISTEN and live is None:
                     live = stack.enter_context(Subscription(self._link, self._layout.live(slot)))
                     continue
                 while step is Next.LISTEN and live is not None:
-                    message = live.get(idle)
+                    message = live.get(due - time.monotonic())
                     if message is None:
                         yield Page((), cursor.head)
+                        due = time.monotonic() + idle
                         break
                     fresh, step = cursor.from_live(message)
                     if fresh is not None:
                         yield fresh
+                        due = time.monotonic() + idle
                 if step is Next.STOP:
-                    if not page.entries and cursor.head is not None:
-                        yield Page((), cursor.head)
                     return
 
     def head(self, slot: Slot) -> Head:

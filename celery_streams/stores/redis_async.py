@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 
 from celery_streams.contracts import (
@@ -30,14 +31,23 @@ class AsyncRedisStore:
     def __init__(self, link: AsyncRedisLink, layout: Layout, settings: StreamsSettings) -> None:
         self._link = link
         self._layout = layout
+        self._settings = settings
         self._commands = Commands(layout, settings)
 
     async def append(
         self, slot: Slot, batch: Batch, producer: Producer, credentials: Credentials
     ) -> Appended:
         """See :meth:`celery_streams.contracts.Store.append`."""
-        return await self._link.call(
-            self._commands.append(Append(slot, batch, producer, credentials))
+        result = (await self.append_many([Append(slot, batch, producer, credentials)]))[0]
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    async def append_many(self, appends: Sequence[Append]) -> list[Appended | Exception]:
+        """See :meth:`celery_streams.contracts.Store.append_many`. One round trip a node."""
+        return await self._link.call_many(
+            [self._commands.append(append) for append in appends],
+            wait_replicas=self._settings.wait_replicas,
         )
 
     async def read(self, slot: Slot, offset: int, *, limit: int = PAGE_LIMIT) -> Page:
@@ -47,27 +57,29 @@ class AsyncRedisStore:
     async def follow(self, slot: Slot, offset: int, *, idle: float) -> AsyncIterator[Page]:
         """See :meth:`celery_streams.stores.redis.RedisStore.follow`."""
         cursor = Cursor(slot, offset)
+        due = time.monotonic() + idle
         live: AsyncSubscription | None = None
         async with AsyncExitStack() as stack:
             while True:
                 page, step = cursor.from_log(await self.read(slot, cursor.offset))
-                if page.entries:
+                if page.entries or step is Next.STOP:
                     yield page
+                    due = time.monotonic() + idle
                 if step is Next.LISTEN and live is None:
                     live = await AsyncSubscription.open(self._link, self._layout.live(slot))
                     stack.push_async_callback(live.close)
                     continue
                 while step is Next.LISTEN and live is not None:
-                    message = await live.get(idle)
+                    message = await live.get(due - time.monotonic())
                     if message is None:
                         yield Page((), cursor.head)
+                        due = time.monotonic() + idle
                         break
                     fresh, step = cursor.from_live(message)
                     if fresh is not None:
                         yield fresh
+                        due = time.monotonic() + idle
                 if step is Next.STOP:
-                    if not page.entries and cursor.head is not None:
-                        yield Page((), cursor.head)
                     return
 
     async def head(self, slot: Slot) -> Head:

@@ -1,64 +1,73 @@
-"""One subscription to a stream's live channel, sync and asyncio."""
+"""One subscription to a stream's live channel, sync and asyncio.
+
+On a connection of its own rather than redis-py's ``PubSub``, which connects and subscribes
+again by itself when the connection is lost: what was published meanwhile would be missed
+without a word. Here a lost connection is an error, and the follower reads the log again.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import time
 from types import TracebackType
 from typing import Any, Self
 
-import redis
-import redis.asyncio as aioredis
 import redis.exceptions as rx
 
 from celery_streams.errors import StoreUnavailable
 from celery_streams.redis.client import AsyncRedisLink, RedisLink
+from celery_streams.redis.connect import AsyncConnection, SyncConnection
 from celery_streams.redis.failures import translated
 
 
-def message_of(raw: dict[str, Any] | None) -> bytes | None:
-    """The data of a live message; ``None`` for a confirmation or nothing.
+def message_of(push: list[Any], channel: str) -> bytes | None:
+    """The data of what a subscribed connection received; ``None`` for the confirmation.
 
     Raises:
         StoreUnavailable: the server ended the subscription (the slot moved to another node).
     """
-    if raw is None:
-        return None
-    if raw["type"] == "sunsubscribe":
-        raise StoreUnavailable("the live channel moved to another cluster node")
-    return raw["data"] if raw["type"] == "smessage" else None
+    kind, _, data = push
+    if kind == b"smessage":
+        return bytes(data)
+    if kind == b"sunsubscribe":
+        raise StoreUnavailable(f"the live channel {channel} has moved to another cluster node")
+    return None
 
 
 class Subscription:
     """A confirmed subscription: what is published after the constructor returns, arrives."""
 
     def __init__(self, link: RedisLink, channel: str) -> None:
-        self._where = link.address
-        self._pubsub: redis.client.PubSub = link.pubsub(channel)
+        self._link = link
+        self._channel = channel
+        self._connection: SyncConnection = link.connection(channel)
         try:
-            self._pubsub.ssubscribe(channel)
-            self._confirm(time.monotonic() + link.settings.socket_timeout)
+            self._connection.connect()
+            self._connection.send_command("SSUBSCRIBE", channel)
+            self._connection.read_response()
         except BaseException as error:
             self.close()
             if isinstance(error, (rx.RedisError, OSError)):
-                raise translated(error, self._where) from error
+                link.refresh()
+                raise translated(error, link.address) from error
             raise
 
     def get(self, timeout: float) -> bytes | None:
         """The next message, or ``None`` after ``timeout`` seconds."""
         deadline = time.monotonic() + timeout
         try:
-            while (left := deadline - time.monotonic()) > 0:
-                message = message_of(self._pubsub.get_message(timeout=left))
+            while self._connection.can_read(max(0.0, deadline - time.monotonic())):
+                message = message_of(self._connection.read_response(), self._channel)
                 if message is not None:
                     return message
         except (rx.RedisError, OSError) as error:
-            raise translated(error, self._where) from error
+            if not isinstance(error, StoreUnavailable):
+                self._link.refresh()
+            raise translated(error, self._link.address) from error
         return None
 
     def close(self) -> None:
         """Close the connection; safe to repeat."""
-        self._pubsub.close()
+        self._connection.disconnect()
 
     def __enter__(self) -> Self:
         return self
@@ -71,32 +80,28 @@ class Subscription:
     ) -> None:
         self.close()
 
-    def _confirm(self, deadline: float) -> None:
-        while (left := deadline - time.monotonic()) > 0:
-            raw = self._pubsub.get_message(timeout=left)
-            if raw is not None and raw["type"] == "ssubscribe":
-                return
-        raise rx.TimeoutError("the subscription was not confirmed")
-
 
 class AsyncSubscription:
     """The same for one event loop; made by :meth:`open`."""
 
-    def __init__(self, pubsub: aioredis.client.PubSub, where: object) -> None:
-        self._pubsub = pubsub
-        self._where = where
+    def __init__(self, link: AsyncRedisLink, channel: str, connection: AsyncConnection) -> None:
+        self._link = link
+        self._channel = channel
+        self._connection = connection
 
     @classmethod
     async def open(cls, link: AsyncRedisLink, channel: str) -> AsyncSubscription:
         """Subscribe and wait until the server has confirmed it."""
-        subscription = cls(await link.pubsub(channel), link.address)
+        connection = await link.connection(channel)
+        subscription = cls(link, channel, connection)
         try:
-            async with asyncio.timeout(link.settings.socket_timeout):
-                await subscription._pubsub.ssubscribe(channel)
-                await subscription._confirm()
+            await connection.connect()
+            await connection.send_command("SSUBSCRIBE", channel)
+            await connection.read_response()
         except BaseException as error:
             await subscription.close()
             if isinstance(error, (rx.RedisError, OSError)):
+                await link.refresh()
                 raise translated(error, link.address) from error
             raise
         return subscription
@@ -106,19 +111,16 @@ class AsyncSubscription:
         deadline = time.monotonic() + timeout
         try:
             while (left := deadline - time.monotonic()) > 0:
-                message = message_of(await self._pubsub.get_message(timeout=left))
+                push = await self._connection.read_response(timeout=left, disconnect_on_error=False)
+                message = None if push is None else message_of(push, self._channel)
                 if message is not None:
                     return message
         except (rx.RedisError, OSError) as error:
-            raise translated(error, self._where) from error
+            if not isinstance(error, StoreUnavailable):
+                await self._link.refresh()
+            raise translated(error, self._link.address) from error
         return None
 
     async def close(self) -> None:
-        """Close the connection; safe to repeat."""
-        await self._pubsub.aclose()
-
-    async def _confirm(self) -> None:
-        while True:
-            raw = await self._pubsub.get_message(timeout=1.0)
-            if raw is not None and raw["type"] == "ssubscribe":
-                return
+        """Close the connection; safe to repeat. Never waits: safe in a cancelled task."""
+        await self._connection.disconnect(nowait=True)

@@ -15,6 +15,8 @@ if writer[5] then
   local last, first, stop = string.match(writer[5], '^(%d+):(%d+):(%d+)$')
   applied = tonumber(last)
   if seq == applied then
+    -- A write, so that WAIT after a resend waits for replicas to have the batch, too.
+    redis.call('PEXPIRE', fence, retention)
     return {'DUPLICATE', tonumber(first), tonumber(stop), tonumber(writer[3])}
   end
 end

@@ -1,19 +1,41 @@
 #!lua flags=no-writes
 -- Entries that hold chunks from an offset on, and the head at the same moment.
 local meta, log, run = KEYS[1], KEYS[2], KEYS[3]
-local offset, limit = tonumber(ARGV[1]), tonumber(ARGV[2])
--- Returns {} (no such stream) or {end, closed, type, epoch, first entry's id, entries}.
+local offset, limit, enough = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+-- limit: entries. enough: bytes of payload after which no further entries are added.
+-- Returns {} (no such stream), or {end, closed, type, epoch, first entry's id, index, payloads}:
+-- index is one string of "end-count size " for each entry, payloads are all in one string. A
+-- client takes that apart many times faster than nested replies.
 local stream = redis.call('HMGET', meta, 'end', 'closed', 'type')
 if not stream[1] then
   return {}
 end
-local entries = {}
+local index, payloads, size, found = {}, {}, 0, 0
 if limit > 0 and offset < tonumber(stream[1]) then
-  entries = redis.call('XRANGE', log, string.format('%d-0', offset + 1), '+', 'COUNT', limit)
+  local from = string.format('%d-0', offset + 1)
+  local step = 16
+  while found < limit and size < enough do
+    local page = redis.call('XRANGE', log, from, '+', 'COUNT', math.min(step, limit - found))
+    for _, entry in ipairs(page) do
+      local payload = entry[2][2]
+      found = found + 1
+      index[found] = entry[1] .. ' ' .. #payload
+      payloads[found] = payload
+      size = size + #payload
+      if size >= enough then
+        break
+      end
+    end
+    if #page < step or found >= limit then
+      break
+    end
+    from = '(' .. page[#page][1]
+    step = step * 2
+  end
 end
 local oldest = redis.call('XRANGE', log, '-', '+', 'COUNT', 1)[1]
 return {
   tonumber(stream[1]), stream[2], stream[3],
   tonumber(redis.call('HGET', run, 'epoch') or '0'),
-  oldest and oldest[1] or false, entries,
+  oldest and oldest[1] or false, table.concat(index, ' '), table.concat(payloads),
 }
