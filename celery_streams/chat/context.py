@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 from celery_streams.contracts import Offset
 from celery_streams.errors import ConfigurationError
@@ -14,6 +14,8 @@ from celery_streams.writing.writer import Writer
 from celery_streams.writing.writers import AttemptWriters
 
 OpenReader = Callable[[Slot, Offset, float | None], Reader]
+
+T = TypeVar("T")
 
 
 class ChatStream:
@@ -43,12 +45,12 @@ class ChatStream:
         return self._writers().writer(self._slot)
 
     @overload
-    def pipe(self, source: AsyncIterable[Any]) -> AsyncIterator[Any]: ...
+    def pipe(self, source: AsyncIterable[T]) -> AsyncIterator[T]: ...
     @overload
-    def pipe(self, source: Iterable[Any]) -> Iterator[Any]: ...
+    def pipe(self, source: Iterable[T]) -> Iterator[T]: ...
     def pipe(
-        self, source: Iterable[Any] | AsyncIterable[Any]
-    ) -> Iterator[Any] | AsyncIterator[Any]:
+        self, source: Iterable[T] | AsyncIterable[T]
+    ) -> Iterator[T] | AsyncIterator[T]:
         """Yield the items of ``source`` on while writing them (async if the source is)."""
         if isinstance(source, AsyncIterable):
             return self.writer().apipe(source)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from celery_streams.contracts import Head, Offset
 from celery_streams.reading.reader import Reader
@@ -14,6 +14,8 @@ from celery_streams.writing.writers import AttemptWriters
 
 if TYPE_CHECKING:
     from celery_streams.task.guardrail import Guardrail
+
+T = TypeVar("T")
 
 
 class RunStreams:
@@ -96,19 +98,19 @@ class RunStreams:
 
     @overload
     def pipe(
-        self, source: AsyncIterable[Any], *, key: str = ..., target: str = ...
-    ) -> AsyncIterator[Any]: ...
+        self, source: AsyncIterable[T], *, key: str = ..., target: str = ...
+    ) -> AsyncIterator[T]: ...
     @overload
     def pipe(
-        self, source: Iterable[Any], *, key: str = ..., target: str = ...
-    ) -> Iterator[Any]: ...
+        self, source: Iterable[T], *, key: str = ..., target: str = ...
+    ) -> Iterator[T]: ...
     def pipe(
         self,
-        source: Iterable[Any] | AsyncIterable[Any],
+        source: Iterable[T] | AsyncIterable[T],
         *,
         key: str = "default",
         target: str = "self",
-    ) -> Iterator[Any] | AsyncIterator[Any]:
+    ) -> Iterator[T] | AsyncIterator[T]:
         """Yield the items of ``source`` on while writing them (async if the source is)."""
         if self._guardrail is not None:
             self._guardrail("pipe")

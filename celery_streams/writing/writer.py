@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from celery_streams.chunks import encoder_for, too_large
 from celery_streams.credentials.cache import CredentialCache
@@ -14,6 +14,8 @@ from celery_streams.errors import ChunkTooLarge, StreamError
 from celery_streams.settings import StreamsSettings
 from celery_streams.slots import Slot
 from celery_streams.writing.channel import Channel, WriteResult
+
+T = TypeVar("T")
 
 
 class Writer:
@@ -89,13 +91,13 @@ class Writer:
             pass
         return self._count - before
 
-    def pipe(self, source: Iterable[Any]) -> Iterator[Any]:
+    def pipe(self, source: Iterable[T]) -> Iterator[T]:
         """Yield the items of ``source`` on, writing each as it passes."""
         for item in source:
             self._write_or_evict(item)
             yield item
 
-    async def apipe(self, source: AsyncIterable[Any]) -> AsyncIterator[Any]:
+    async def apipe(self, source: AsyncIterable[T]) -> AsyncIterator[T]:
         """:meth:`pipe` for an async source."""
         async for item in source:
             self._write_or_evict(item)
