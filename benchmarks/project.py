@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from celery import Celery
@@ -55,23 +56,22 @@ class Project:
         self.app.close()
 
 
-def make_project(url: str, *, authority_latency: float = 0.0, name: str = "benchmarks") -> Project:
-    """A project whose broker, result backend and streams are the server at ``url``."""
-    app = Celery(name, set_as_current=False)
+def make_project(url: str, *, authority_latency: float | None = None) -> Project:
+    """A project whose broker, result backend and streams are the server at ``url``.
+
+    With ``authority_latency`` (seconds) its authority is a :class:`RemoteAuthority`.
+    """
+    app = Celery("benchmarks", set_as_current=False)
     app.conf.update(
         broker_url=url,
         result_backend=url,
         broker_connection_retry_on_startup=True,
         worker_hijack_root_logger=False,
     )
-    streams = Streams(
-        app,
-        url=url,
-        secret="benchmarks",
-        authority=lambda link, layout, settings: RemoteAuthority(
-            link, layout, settings, authority_latency
-        ),
-    )
+    authority = None
+    if authority_latency is not None:
+        authority = partial(RemoteAuthority, latency=authority_latency)
+    streams = Streams(app, url=url, secret="benchmarks", authority=authority)
     for body in (write_in_bursts, write_and_flush):
         app.task(bind=True, name=f"benchmarks.{body.__name__}")(body)
 
