@@ -150,9 +150,9 @@ def doctor(ctx: click.Context) -> None:
             findings.append(finding)
             colour = {"ok": "green", "warn": "yellow", "fail": "red"}[finding.level]
             label = click.style(f"{finding.level:<4}", fg=colour, bold=True)
-            click.echo(f"{label}  {finding.what:<18} {finding.detail}")
+            click.echo(f"{label}  {finding.what:<19} {finding.detail}")
             if finding.advice:
-                click.echo(f"{'':<25}-> {finding.advice}")
+                click.echo(f"{'':<26}-> {finding.advice}")
     failed = sum(finding.level == "fail" for finding in findings)
     warned = sum(finding.level == "warn" for finding in findings)
     click.echo(f"{len(findings)} checks: {failed} failed, {warned} to look at")

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 import pytest
 
 from celery_streams import Streams
-from example_project import documentation, model, tokens
+from example_project import documentation, tokens
 from tests.servers import ServerProcess, ValkeyProcess
 from tests.servers.children import eventually
+from tests.unit.test_model import PIECES, completions_server
 from tests.workers import BROKER_DB, RESULT_DB, ROOT, Worker, worker
 
 _ROW = re.compile(r"^ *(\S.*?) +(\d+) +(\d+) +(\d+) +(\d+) +(\d+) *$", re.MULTILINE)
@@ -94,5 +95,24 @@ def test_killing_the_child_in_mid_stream_yields_one_complete_answer(
     progressed = list(streams.read(run.id, "progress", timeout=20))
     assert [each["done"] for each in progressed] == sorted({each["done"] for each in progressed})
     assert progressed[-1] == {"done": len(expected), "of": len(expected)}
-    assert not model.configured()
     streams.close()
+
+
+def test_an_answer_of_a_model_is_continued_by_the_next_attempt(valkey: ValkeyProcess) -> None:
+    """The model breaks off; Celery retries; the model is told what readers have already."""
+    valkey.flush()
+    with completions_server() as completions:
+        completions.behaviour = "cut"
+        completions.after_that = "complete"
+        url = f"http://127.0.0.1:{completions.server_port}/v1"
+        environment = {**_addresses(valkey), "OPENAI_BASE_URL": url}
+        with worker("example_project.app", valkey, env=environment) as running:
+            run = running.app.send_task("example_project.tasks.answer", ("what is a dict?",))
+            streams = Streams(running.app, url=valkey.url, secret="test secret")
+            received = list(streams.read(run.id, timeout=40))
+            result = run.get(timeout=20)
+            streams.close()
+    assert received == [*PIECES, *PIECES]
+    assert (result["attempt"], result["continued_at"]) == (2, len(PIECES))
+    told = completions.requests[1]["messages"][2]
+    assert told == {"role": "assistant", "content": "".join(PIECES)}

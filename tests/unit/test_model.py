@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -21,6 +22,7 @@ class Completions(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.behaviour = "complete"
+        self.after_that: str | None = None
         self.requests: list[dict[str, Any]] = []
         self.authorizations: list[str | None] = []
 
@@ -42,11 +44,13 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(b": a comment\n\n")
         for piece in PIECES:
             self.event({"choices": [{"delta": {"content": piece}}]})
-        if self.server.behaviour == "error":
+        behaviour = self.server.behaviour
+        self.server.behaviour = self.server.after_that or behaviour
+        if behaviour == "error":
             self.event({"error": {"message": "overloaded"}})
-        if self.server.behaviour == "garbage":
+        if behaviour == "garbage":
             self.wfile.write(b"data: {not json\n\n")
-        if self.server.behaviour == "complete":
+        if behaviour == "complete":
             self.event({"choices": [], "usage": {"total_tokens": 9}})
             self.wfile.write(b"data: [DONE]\n\n")
 
@@ -57,19 +61,28 @@ class Handler(BaseHTTPRequestHandler):
         """A test's output is its own."""
 
 
-@pytest.fixture
-def completions(monkeypatch: pytest.MonkeyPatch) -> Iterator[Completions]:
-    """A running server that the environment names."""
+@contextmanager
+def completions_server() -> Iterator[Completions]:
+    """A running server."""
     server = Completions()
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
-    monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1/")
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
-    monkeypatch.setenv("OPENAI_MODEL", "tiny")
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def completions(monkeypatch: pytest.MonkeyPatch) -> Iterator[Completions]:
+    """A running server that the environment names."""
+    with completions_server() as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1/")
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+        monkeypatch.setenv("OPENAI_MODEL", "tiny")
+        yield server
 
 
 def test_pieces_come_as_the_model_sends_them(completions: Completions) -> None:
