@@ -18,8 +18,8 @@ from celery_streams.contracts import Attempt, Authority, Head, Offset, Store
 from celery_streams.errors import ConfigurationError, RunFinished, StreamError, StreamNotFound
 from celery_streams.reading.reader import AsyncReader, Reader
 from celery_streams.redis.address import parse_address
-from celery_streams.runtime import AuthorityFactory, BackEnds, Runtime, StoreFactory
 from celery_streams.runs.registry import LOST
+from celery_streams.runtime import AuthorityFactory, BackEnds, Runtime, StoreFactory
 from celery_streams.sessions import Session
 from celery_streams.settings import StreamsSettings
 from celery_streams.slots import Slot
@@ -297,6 +297,8 @@ class Streams:
     def redelivery_grace(self, task: Any) -> float:
         """Seconds after which the broker delivers a lost worker's message again, if it does."""
         app = self._app
+        if getattr(task, "retry_on_worker_lost", False):
+            return float(task.default_retry_delay or 0)
         if app is None or not getattr(task, "acks_late", False):
             return 0.0
         scheme = str(app.conf.broker_url or "").partition("://")[0]
@@ -312,7 +314,9 @@ class Streams:
     def after_fork_in_child(self) -> None:
         """Drop everything with a connection, a thread or a lock: it is the parent's."""
         self._lock = threading.Lock()
-        self._runtime = None
+        runtime, self._runtime = self._runtime, None
+        if runtime is not None:
+            runtime.after_fork()
         for attempt in list(self._attempts):
             attempt.after_fork()
 

@@ -72,7 +72,8 @@ def encoder_for(content_type: str) -> Encoder:
         return encode_json
     if "/" not in content_type:
         raise ConfigurationError(
-            f"{content_type!r} is not a content type; use {JSON}, text/plain or another type/subtype"
+            f"{content_type!r} is not a content type; use {JSON}, text/plain or another "
+            "type/subtype"
         )
     return encode_text if content_type.startswith("text/") else encode_bytes
 

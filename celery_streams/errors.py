@@ -106,4 +106,3 @@ class RunFinished(StreamError):
 
 class OutsideTask(StreamError, RuntimeError):
     """Run-scoped streams were used where no task is running."""
-

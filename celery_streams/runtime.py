@@ -9,6 +9,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar, cast
 
 from celery_streams.contracts import JSON, Attempt, Authority, Producer, Store
 from celery_streams.credentials.authority import RedisAuthority
@@ -30,6 +31,7 @@ logger = logging.getLogger("celery_streams.runtime")
 
 AuthorityFactory = Callable[[RedisLink, Layout, StreamsSettings], Authority]
 StoreFactory = Callable[[RedisLink, Layout, StreamsSettings], Store]
+B = TypeVar("B")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +68,8 @@ class Runtime:
         self.layout = Layout(settings.prefix)
         self._address = address
         self.link = RedisLink(address, settings)
-        self.authority = _made(
-            back_ends.authority, Authority, RedisAuthority, self.link, self.layout, settings
-        )
-        self.store = _made(back_ends.store, Store, RedisStore, self.link, self.layout, settings)
+        self.authority: Authority = self._made(back_ends.authority, Authority, RedisAuthority)
+        self.store: Store = self._made(back_ends.store, Store, RedisStore)
         self.registry = RunRegistry(self.link, self.layout, settings)
         self.cache = CredentialCache(self.authority, self.link, self.layout, settings, self.stats)
         self._living = Living()
@@ -137,6 +137,11 @@ class Runtime:
                 ending.state,
             )
 
+    def after_fork(self) -> None:
+        """In a forked child: end the parent's writers, which user code may still hold."""
+        for channel in list(self._channels):
+            channel.after_fork()
+
     def drain(self) -> None:
         """Flush everything this process has accepted (at exit)."""
         for channel in list(self._channels):
@@ -161,10 +166,15 @@ class Runtime:
         with self._lock:
             return bool(self._living.attempts or self._living.endings)
 
-
-def _made(given, protocol, default, link, layout, settings):  # type: ignore[no-untyped-def]
-    if given is None:
-        return default(link, layout, settings)
-    if isinstance(given, protocol):
-        return given
-    return given(link, layout, settings)
+    def _made(
+        self,
+        given: B | Callable[[RedisLink, Layout, StreamsSettings], B] | None,
+        protocol: type,
+        default: Callable[[RedisLink, Layout, StreamsSettings], B],
+    ) -> B:
+        """A back end as given, or what its factory (the default's, too) makes of the link."""
+        # A class that is given as the factory has the protocol's methods as well.
+        if isinstance(given, protocol) and not isinstance(given, type):
+            return cast("B", given)
+        factory = cast("Callable[[RedisLink, Layout, StreamsSettings], B]", given or default)
+        return factory(self.link, self.layout, self.settings)

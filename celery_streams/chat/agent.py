@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from celery_streams.task.run_streams import RunStreams
 
 
-class ChatAgent(Task):  # type: ignore[misc]
+class ChatAgent(Task):
     """Base of a chat-agent task: it answers in a session, through ``self.chat``.
 
     The session id is the task's argument ``session_id``; a task that names it otherwise sets
@@ -30,7 +30,9 @@ class ChatAgent(Task):  # type: ignore[misc]
     if TYPE_CHECKING:
 
         @property
-        def chat(self) -> Chat: ...
+        def chat(self) -> Chat:
+            """The session this task answers in."""
 
         @property
-        def streams(self) -> RunStreams: ...
+        def streams(self) -> RunStreams:
+            """The run-scoped streams."""

@@ -96,27 +96,20 @@ class RunRegistry:
     def first_time(self, run_id: str, what: str = "warned") -> bool:
         """Whether nobody has asked this of the run before: for things said once per run."""
         run = self._layout.owner(_any_slot(run_id))
-        first, expiry = self._link.call_many(
-            [Call("HSETNX", (run,), (what, 1)), Call("PEXPIRE", (run,), (self._retention,))]
-        )
-        for reply in (first, expiry):
-            if isinstance(reply, Exception):
-                raise reply
-        return bool(first)
+        calls: list[Call[Any]] = [
+            Call("HSETNX", (run,), (what, 1)),
+            Call("PEXPIRE", (run,), (self._retention,)),
+        ]
+        return bool(_all_of(self._link.call_many(calls))[0])
 
     def describe(self, run_id: str) -> RunRecord:
         """What is recorded of the run; all empty for one that never opened a stream."""
         slot = _any_slot(run_id)
-        keys, fields = self._link.call_many(
-            [
-                Call("SMEMBERS", (self._layout.keys(slot),)),
-                Call("HMGET", (self._layout.owner(slot),), ("state", "epoch", "lease")),
-            ]
-        )
-        for reply in (keys, fields):
-            if isinstance(reply, Exception):
-                raise reply
-        state, epoch, lease = fields
+        calls: list[Call[Any]] = [
+            Call("SMEMBERS", (self._layout.keys(slot),)),
+            Call("HMGET", (self._layout.owner(slot),), ("state", "epoch", "lease")),
+        ]
+        keys, (state, epoch, lease) = _all_of(self._link.call_many(calls))
         return RunRecord(
             run_id,
             None if state is None else state.decode(),
@@ -152,6 +145,13 @@ class RunRegistry:
             ),
             _verdict,
         )
+
+
+def _all_of(replies: list[Any]) -> list[Any]:
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+    return replies
 
 
 def _any_slot(run_id: str) -> Slot:

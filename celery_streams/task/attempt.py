@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,9 @@ from celery.exceptions import Ignore, Reject, Retry
 
 from celery_streams.chat.agent import ChatAgent
 from celery_streams.chat.context import Chat, session_id_of
+from celery_streams.contracts import Head
 from celery_streams.errors import StreamError
-from celery_streams.runtime import Ending, Runtime
+from celery_streams.runtime import Ending
 from celery_streams.slots import Slot
 from celery_streams.task.guardrail import Guardrail
 from celery_streams.task.identity import RunIdentity
@@ -23,9 +25,6 @@ if TYPE_CHECKING:
     from celery_streams.app import Streams
 
 logger = logging.getLogger("celery_streams.task")
-
-#: States after which the run goes on in another attempt.
-UNFINISHED = frozenset({states.RETRY, states.REJECTED})
 
 
 class RunningAttempt:
@@ -38,6 +37,7 @@ class RunningAttempt:
         self._owner = owner
         self._task = task
         self._writers: AttemptWriters | None = None
+        self._opening = threading.Lock()
         self._raised: BaseException | None = None
         self._number = 1 if identity.first else 0
         self.streams = RunStreams(
@@ -46,7 +46,7 @@ class RunningAttempt:
             attempt_number=self._get_number,
             require_run=owner.require_run,
             open_reader=owner.open_reader,
-            head=lambda slot: owner.runtime.store.head(slot),
+            head=self._head,
             drain_timeout=owner.settings.drain_timeout,
             guardrail=self._guardrail() if isinstance(task, ChatAgent) else None,
         )
@@ -93,26 +93,38 @@ class RunningAttempt:
         if self._writers is not None:
             self._owner.runtime.leave(self.identity.attempt)
 
+    def drain_before_successor(self) -> None:
+        """Make durable what was written before a message for the run's next attempt is sent.
+
+        The successor's first append fences this attempt, what it has not sent yet included.
+        """
+        self._drain(fail=False)
+
     def after_fork(self) -> None:
         """In a forked child: let go of the parent's writers."""
+        self._opening = threading.Lock()
         self._writers = None
         self.streams.forget_writers()
         if self.chat is not None:
             self.chat.stream.forget_writers()
 
     def _get_writers(self) -> AttemptWriters:
-        writers = self._writers
-        if writers is None:
-            runtime = self._owner.runtime
-            writers = self._writers = AttemptWriters(
-                self.identity.attempt,
-                runtime.open_channel,
-                runtime.store,
-                runtime.cache,
-                runtime.settings,
-            )
-            runtime.enter(self.identity.attempt)
+        with self._opening:
+            writers = self._writers
+            if writers is None:
+                runtime = self._owner.runtime
+                writers = self._writers = AttemptWriters(
+                    self.identity.attempt,
+                    runtime.open_channel,
+                    runtime.store,
+                    runtime.cache,
+                    runtime.settings,
+                )
+                runtime.enter(self.identity.attempt)
         return writers
+
+    def _head(self, slot: Slot) -> Head:
+        return self._owner.runtime.store.head(slot)
 
     def _get_number(self) -> int:
         if not self._number:
@@ -143,7 +155,17 @@ class RunningAttempt:
         return any(slot.scope == "run" and slot.owner == run_id for slot in self._writers.slots)
 
     def _goes_on(self, state: str) -> bool:
-        return state in UNFINISHED or (state == states.IGNORED and self.replaced)
+        """Whether the run has another attempt after this one, or is over."""
+        match state:
+            case states.RETRY:
+                return True
+            case states.IGNORED:
+                return self.replaced
+            case states.REJECTED:
+                # A message that was acknowledged early, or is not put back, never comes again.
+                back = bool(getattr(self._raised, "requeue", False))
+                return back and bool(getattr(self._task, "acks_late", False))
+        return False
 
     def _state_of_exception(self) -> str | None:
         match self._raised:
@@ -172,6 +194,4 @@ class RunningAttempt:
 
     def _chat(self, args: tuple[tuple[Any, ...], dict[str, Any]]) -> Chat:
         session_id = session_id_of(self._task.run, self._task.session_argument, *args)
-        return Chat(
-            Slot.session(session_id).owner, self._get_writers, self._owner.open_reader
-        )
+        return Chat(Slot.session(session_id).owner, self._get_writers, self._owner.open_reader)

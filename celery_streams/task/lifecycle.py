@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import functools
 import logging
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery, signals, states
-from celery.app.task import Task
+from celery.app.task import Context, Task
 from celery.app.trace import task_has_custom
 
 from celery_streams.chat.agent import ChatAgent
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("celery_streams.task")
 
 _MARK = "_celery_streams"
+#: Celery's own task that ends a run of ours: the last one of a group that replaces a task.
+_ACCUMULATE = "celery.accumulate"
 
 
 class Lifecycle:
@@ -46,6 +49,7 @@ class Lifecycle:
     def __init__(self, owner: Streams, app: Celery) -> None:
         self._owner = owner
         self._app = app
+        self._received: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 
     def install(self) -> None:
         """Instrument the app's tasks, now and as they are registered, and listen."""
@@ -56,6 +60,7 @@ class Lifecycle:
             self._instrument(task)
         signals.task_prerun.connect(self._on_prerun, weak=False)
         signals.task_postrun.connect(self._on_postrun, weak=False)
+        signals.task_received.connect(self._on_received, weak=False)
         signals.task_failure.connect(self._on_failure, weak=False)
         signals.task_revoked.connect(self._on_revoked, weak=False)
 
@@ -69,7 +74,8 @@ class Lifecycle:
         return registered
 
     def _instrument(self, task: Any) -> None:
-        if task.name.startswith("celery.") or _MARK in task.__dict__:
+        foreign = task.name.startswith("celery.") and task.name != _ACCUMULATE
+        if foreign or _MARK in task.__dict__:
             return
         setattr(task, _MARK, self)
         kind = type(task)
@@ -80,7 +86,8 @@ class Lifecycle:
             _wrap_call(kind)
         else:
             task.run = self._wrapped(task, task.run)
-        task.on_replace = _noting_replacement(task.on_replace)
+        task.on_replace = _drained_before(task.on_replace, replaces=True)
+        task.retry = _drained_before(task.retry)
 
     def _wrapped(self, task: Any, run: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(run)
@@ -131,9 +138,6 @@ class Lifecycle:
             # Celery swallows what a signal handler raises: the body's wrapper raises it.
             task.request._celery_streams_error = error
             return
-        outer = running.get()
-        if outer is not None and outer.identity.run_id == task_id:
-            outer.streams.flush()  # an eager retry runs inside the attempt it replaces
         task.request._celery_streams_token = running.set(attempt)
 
     def _on_postrun(self, task_id: str, task: Any, state: str | None = None, **_: Any) -> None:
@@ -148,11 +152,18 @@ class Lifecycle:
         finally:
             running.reset(token)
 
+    def _on_received(self, request: Any, **_: Any) -> None:
+        # Kept as long as the worker keeps it: the signals below name the task id only.
+        self._received[request.id] = request
+
     def _on_failure(self, sender: Any, task_id: str, **_: Any) -> None:
         attempt = running.get()
         if not self._mine(sender) or (attempt is not None and attempt.identity.run_id == task_id):
             return
-        self._end_for_worker(sender.request, task_id, states.FAILURE)
+        request = sender.request
+        if request.id != task_id and (received := self._received.get(task_id)) is not None:
+            request = Context(received.request_dict, delivery_info=received.delivery_info)
+        self._end_for_worker(request, task_id, states.FAILURE)
 
     def _on_revoked(self, sender: Any, request: Any, **_: Any) -> None:
         if self._mine(sender):
@@ -218,12 +229,15 @@ def _wrap_call(kind: Any) -> None:
     kind.__call__ = call_in_attempt
 
 
-def _noting_replacement(on_replace: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(on_replace)
-    def noted(signature: Any) -> Any:
+def _drained_before(succeed: Callable[..., Any], *, replaces: bool = False) -> Callable[..., Any]:
+    """Wrap what sends the message for the run's next attempt."""
+
+    @functools.wraps(succeed)
+    def drained(*args: Any, **kwargs: Any) -> Any:
         attempt = running.get()
         if attempt is not None:
-            attempt.replaced = True
-        return on_replace(signature)
+            attempt.replaced = attempt.replaced or replaces
+            attempt.drain_before_successor()
+        return succeed(*args, **kwargs)
 
-    return noted
+    return drained

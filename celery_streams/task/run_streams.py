@@ -101,9 +101,7 @@ class RunStreams:
         self, source: AsyncIterable[T], *, key: str = ..., target: str = ...
     ) -> AsyncIterator[T]: ...
     @overload
-    def pipe(
-        self, source: Iterable[T], *, key: str = ..., target: str = ...
-    ) -> Iterator[T]: ...
+    def pipe(self, source: Iterable[T], *, key: str = ..., target: str = ...) -> Iterator[T]: ...
     def pipe(
         self,
         source: Iterable[T] | AsyncIterable[T],
@@ -167,6 +165,7 @@ class RunStreams:
     def _open(self, key: str, target: str, content_type: str | None = None) -> Writer:
         run_id = self._identity.resolve(target)
         slot = Slot.run(run_id, key)
-        if run_id == target:
+        identity = self._identity
+        if run_id not in (identity.run_id, identity.parent_id, identity.root_id):
             self._require_run(run_id)
         return self._writers().writer(slot, content_type)

@@ -12,6 +12,7 @@ import copy
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from celery_streams.chunks import frame
@@ -63,8 +64,10 @@ class Channel:
         self._batch_chunks = settings.batch_chunks
         self._write_timeout = settings.write_timeout
         self._schedule = schedule
+        # A soft time limit raises between any two steps of the task's thread. The `with` of a
+        # plain lock is proof against that; a Condition, which is Python code, may never let go.
         self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
+        self._waiters: list[threading.Lock] = []
         self._pending: list[bytes] = []
         self._bytes = 0  # of chunks that are not durable: pending and in flight
         self._flying: Batch | None = None
@@ -86,23 +89,34 @@ class Channel:
             WriteTimeout: no room for ``write_timeout`` seconds; the chunk was not accepted.
             StreamError: whatever has ended this writer.
         """
-        with self._lock:
-            if self._error is not None:
-                raise self._ended()
-            if self._bytes and self._bytes + len(data) > self._limit:
-                self._wait_for_room(len(data))
-            # A soft time limit may raise between any two lines here, so whatever can be is
-            # derived, and flush() schedules again.
-            place = self._accepted()
-            self._pending.append(data)
-            self._bytes += len(data)
-            if awaited:
-                self._awaited[place] = -1
-            if self._scheduled:
+        deadline = 0.0
+        while True:
+            with self._lock:
+                if self._error is not None:
+                    raise self._ended()
+                full = self._bytes and self._bytes + len(data) > self._limit
+                if full:
+                    waiter = self._new_waiter()
+                else:
+                    # An interruption may come between any two lines here, so whatever can be
+                    # is derived, and flush() and a full buffer schedule again.
+                    place = self._accepted()
+                    self._pending.append(data)
+                    self._bytes += len(data)
+                    if awaited:
+                        self._awaited[place] = -1
+                    if self._scheduled:
+                        return place
+                    self._scheduled = True
+            self._schedule(self)
+            if not full:
                 return place
-            self._scheduled = True
-        self._schedule(self)
-        return place
+            deadline = deadline or time.monotonic() + self._write_timeout
+            if not self._wait(waiter, deadline):
+                raise self._timed_out(
+                    f"no room in the write buffer ({self._limit} bytes) for "
+                    f"{self._write_timeout:g} s; the store is too slow or unreachable"
+                )
 
     def flush(self, timeout: float, *, upto: int | None = None) -> int:
         """Wait until the first ``upto`` chunks (default: all accepted so far) are durable.
@@ -116,16 +130,18 @@ class Channel:
         deadline = time.monotonic() + timeout
         if self._pending:
             self._schedule(self)
-        with self._lock:
-            goal = self._accepted() if upto is None else upto
-            while self._durable < goal:
+        goal = upto
+        while True:
+            with self._lock:
+                if goal is None:
+                    goal = self._accepted()
+                if self._durable >= goal:
+                    return self._end
                 if self._error is not None:
                     raise self._ended()
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    raise self._timed_out(f"not acknowledged within {timeout:g} s")
-                self._changed.wait(left)
-            return self._end
+                waiter = self._new_waiter()
+            if not self._wait(waiter, deadline):
+                raise self._timed_out(f"not acknowledged within {timeout:g} s")
 
     def offset_of(self, place: int) -> int:
         """The sequence number of the durable chunk that was put with ``awaited``; once."""
@@ -176,7 +192,7 @@ class Channel:
             self._bytes = self._bytes - size if self._pending else 0
             self._end = appended.end
             self._scheduled = bool(self._pending)
-            self._changed.notify_all()
+            self._wake_waiters()
             return batch.count, size, self._scheduled
 
     def fail(self, error: StreamError) -> None:
@@ -187,7 +203,18 @@ class Channel:
             self._pending.clear()
             self._flying = None
             self._bytes = 0
-            self._changed.notify_all()
+            self._wake_waiters()
+
+    def after_fork(self) -> None:
+        """In a forked child: this channel, its buffer and its flusher are the parent's."""
+        self._lock = threading.Lock()
+        self._waiters = []
+        self._pending, self._flying, self._bytes = [], None, 0
+        self._lost = 0
+        self._error = StreamError(
+            f"this writer on {self.slot} was opened before the process was forked, so it is the "
+            "parent's; open a new one in the child"
+        )
 
     def _accepted(self) -> int:
         flying = 0 if self._flying is None else self._flying.count
@@ -207,18 +234,26 @@ class Channel:
         self._pending = pending[count:]
         return pending[:count]
 
-    def _wait_for_room(self, size: int) -> None:
-        deadline = time.monotonic() + self._write_timeout
-        while self._bytes and self._bytes + size > self._limit:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise self._timed_out(
-                    f"no room in the write buffer ({self._limit} bytes) for "
-                    f"{self._write_timeout:g} s; the store is too slow or unreachable"
-                )
-            self._changed.wait(left)
-            if self._error is not None:
-                raise self._ended()
+    def _new_waiter(self) -> threading.Lock:
+        """A locked lock that the next change releases. Called with the lock held."""
+        waiter = threading.Lock()
+        waiter.acquire()
+        self._waiters.append(waiter)
+        return waiter
+
+    def _wait(self, waiter: threading.Lock, deadline: float) -> bool:
+        """Wait for the next change; ``False`` if the deadline came first."""
+        left = min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
+        if waiter.acquire(timeout=left):
+            return True
+        with self._lock, suppress(ValueError):
+            self._waiters.remove(waiter)
+        return False
+
+    def _wake_waiters(self) -> None:
+        for waiter in self._waiters:
+            waiter.release()
+        self._waiters.clear()
 
     def _timed_out(self, what: str) -> WriteTimeout:
         unsent = self._accepted() - self._durable
@@ -233,9 +268,10 @@ class Channel:
         error.unsent = self._accepted() - self._durable
         if error.unsent:
             first = self._durable
-            error.args = (
-                f"{error.args[0]} ({error.unsent} chunks of {self.slot} are not durable: this "
-                f"writer's chunks {first} to {self._accepted() - 1}, counted from 0)",
+            lost = (
+                f"{error.unsent} chunks of {self.slot} are not durable: this writer's chunks "
+                f"{first} to {self._accepted() - 1}, counted from 0"
             )
+            error.args = (f"{error.args[0]} ({lost})",)
         error.__cause__ = self._error.__cause__
         return error

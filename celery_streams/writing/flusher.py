@@ -60,37 +60,42 @@ class Flusher:
         self._tick = tick
         self._tick_interval = tick_interval
         self._next_tick: float | None = None
-        self._wake = threading.Condition(threading.Lock())
+        # Task threads, which a time limit may interrupt anywhere, enter by the lock itself: it
+        # lets go in any case, a Condition's `with` may not.
+        self._lock = threading.Lock()
+        self._wake = threading.Condition(self._lock)
         self._ready: deque[Channel] = deque()
         self._resting: list[tuple[float, int, Channel]] = []
         self._cold: deque[Channel] = deque()
         self._acquiring = 0
         self._order = itertools.count()
-        self._thread: threading.Thread | None = None
+        self._running = False
 
     def schedule(self, channel: Channel) -> None:
         """The channel has something to send."""
-        with self._wake:
+        with self._lock:
             self._ready.append(channel)
             self._start_or_wake()
 
     def keep_ticking(self) -> None:
         """Call ``tick`` from now on, until it answers ``False``."""
-        with self._wake:
+        with self._lock:
             if self._next_tick is None:
                 self._next_tick = time.monotonic() + self._tick_interval
                 self._start_or_wake()
 
     def _start_or_wake(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(
-                target=self._run, name="celery-streams-flusher", daemon=True
-            )
-            self._thread.start()
-        else:
+        if self._running:
             self._wake.notify()
+        else:
+            # Not running until the thread itself says so: starting it may be interrupted.
+            threading.Thread(target=self._run, name="celery-streams-flusher", daemon=True).start()
 
     def _run(self) -> None:
+        with self._lock:
+            if self._running:
+                return  # one flusher a process: only so is one batch a channel in flight
+            self._running = True
         while True:
             try:
                 self._maybe_tick()
@@ -102,7 +107,7 @@ class Flusher:
 
     def _next_round(self) -> list[Channel]:
         """Wait until somebody is ready (or a tick is due); at most ``MAX_CHANNELS`` of them."""
-        with self._wake:
+        with self._lock:
             while True:
                 now = time.monotonic()
                 while self._resting and self._resting[0][0] <= now:
@@ -135,7 +140,11 @@ class Flusher:
             if self._cache.peek(channel.slot) is None:
                 self._obtain_credentials(channel)
                 continue
-            credentials = self._cache.get(channel.slot)  # a hit; refreshes ahead of expiry
+            try:
+                credentials = self._cache.get(channel.slot)  # a hit; refreshes ahead of expiry
+            except Exception as error:  # expired or evicted since the line above
+                self._failed(channel, error, None)
+                continue
             batch = channel.take()
             if batch is not None:
                 sending.append(channel)
@@ -157,7 +166,7 @@ class Flusher:
         chunks, size, more = channel.acknowledged(appended)
         self._stats.add(appends=1, chunks=chunks, bytes=size)
         if more:
-            with self._wake:
+            with self._lock:
                 self._ready.append(channel)
 
     def _failed(self, channel: Channel, error: Exception, used: Credentials | None) -> None:
@@ -179,7 +188,7 @@ class Flusher:
         level = logging.INFO if isinstance(error, CredentialsRejected) else logging.WARNING
         if channel.failures in (1, 4):
             logger.log(level, "sending to %s again after: %s", channel.slot, error)
-        with self._wake:
+        with self._lock:
             heapq.heappush(self._resting, (now + decision.pause, next(self._order), channel))
             self._wake.notify()
 
@@ -190,19 +199,22 @@ class Flusher:
             logger.warning("could not evict credentials of %s", credentials.slot, exc_info=True)
 
     def _obtain_credentials(self, channel: Channel) -> None:
-        with self._wake:
+        with self._lock:
             self._cold.append(channel)
             if self._acquiring >= MAX_ACQUIRING:
                 return
             self._acquiring += 1
-        threading.Thread(
-            target=self._acquire_all, name="celery-streams-initialize", daemon=True
-        ).start()
+        try:
+            threading.Thread(
+                target=self._acquire_all, name="celery-streams-initialize", daemon=True
+            ).start()
+        except RuntimeError:  # no more threads at interpreter exit, or none left at all
+            self._acquire_all()
 
     def _acquire_all(self) -> None:
         """Obtain credentials for cold channels until there is none left."""
         while True:
-            with self._wake:
+            with self._lock:
                 if not self._cold:
                     self._acquiring -= 1
                     return

@@ -48,7 +48,7 @@ def pause_before(failures: int) -> float:
     if failures <= 1:
         return 0.0
     longest = min(FIRST_PAUSE * 2.0 ** min(failures - 2, 20), LONGEST_PAUSE)
-    return longest * random.uniform(0.5, 1.0)  # noqa: S311 - spreads retries, guards nothing
+    return longest * random.uniform(0.5, 1.0)
 
 
 def final(error: Exception, failing_for: float) -> StreamError:

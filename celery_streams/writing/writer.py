@@ -36,7 +36,6 @@ class Writer:
         self._timeout = settings.drain_timeout
         self._encode = encoder_for(channel.content_type)
         self._count = 0
-        self._last = 0  # place after this writer's last chunk
 
     def write(self, chunk: Any) -> None:
         """Queue one chunk: a plain value, dataclass or pydantic model. Never a round trip.
@@ -53,7 +52,7 @@ class Writer:
         data = self._encode(chunk)
         if len(data) > self._limit:
             raise too_large(data, self._limit, self.slot)
-        self._last = self._channel.put(data) + 1
+        self._channel.put(data)
         self._count += 1
 
     def append(self, chunk: Any, *, timeout: float | None = None) -> int:
@@ -65,10 +64,12 @@ class Writer:
         if len(data) > self._limit:
             raise too_large(data, self._limit, self.slot)
         place = self._channel.put(data, awaited=True)
-        self._last = place + 1
         self._count += 1
-        self._channel.flush(self._seconds(timeout), upto=place + 1)
-        return self._channel.offset_of(place)
+        try:
+            self._channel.flush(self._seconds(timeout), upto=place + 1)
+        finally:
+            offset = self._channel.offset_of(place)
+        return offset
 
     def merge(self, source: Iterable[Any] | AsyncIterable[Any]) -> int:
         """Write every item of ``source``; returns how many.
@@ -106,13 +107,14 @@ class Writer:
     def flush(self, *, timeout: float | None = None) -> int:
         """Wait until all this writer wrote is durable; returns the stream's end as known then.
 
-        ``timeout`` is in seconds (default ``drain_timeout``).
+        Waits for what others have written through the same buffer until now, too. ``timeout``
+        is in seconds (default ``drain_timeout``).
 
         Raises:
             WriteTimeout: not durable in time (it may become so later).
             StreamError: whatever has ended this writer; ``unsent`` says how many are lost.
         """
-        return self._channel.flush(self._seconds(timeout), upto=self._last)
+        return self._channel.flush(self._seconds(timeout))
 
     def wait(self, *, timeout: float | None = None) -> WriteResult:
         """:meth:`flush`, and say what was written."""
@@ -122,7 +124,10 @@ class Writer:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
     ) -> None:
         if error is None:
             self.wait()
