@@ -60,7 +60,7 @@ class Stage:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stop()
-        if kind is None or issubclass(kind, KeyboardInterrupt):
+        if kind is None or issubclass(kind, KeyboardInterrupt | SystemExit):
             shutil.rmtree(self.directory, ignore_errors=True)
 
     @property
@@ -107,9 +107,10 @@ class Stage:
         if self._worker is not None:
             self._worker.terminate()
             try:
-                self._worker.wait(timeout=8)
+                self._worker.wait(timeout=1.5)  # its tasks are done, or nobody waits for them
             except subprocess.TimeoutExpired:
-                os.killpg(self._worker.pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._worker.pid, signal.SIGKILL)
                 self._worker.wait()
         if self._server is not None:
             with contextlib.suppress(redis.RedisError):
