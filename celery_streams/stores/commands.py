@@ -96,6 +96,7 @@ class Commands:
                 self.layout.meta(slot),
                 self.layout.log(slot),
                 self.layout.fence(slot, attempt.run_id),
+                self.layout.owner(slot),
             ),
             (
                 credentials.token,
@@ -201,8 +202,8 @@ def _head(slot: Slot, reply: list[Any]) -> Head:
 
 def _closed(slot: Slot, reply: list[Any]) -> Head:
     match reply:
-        case [b"OK", end, state, content_type]:
-            return Head(slot, end, closed=_text(state), content_type=_text(content_type or JSON))
+        case [b"OK", *head]:
+            return _head(slot, head)
         case [reason, detail]:
             raise refusal(slot, reason.decode(), _text(detail))
     raise StreamError(f"unexpected reply to closing {slot}: {reply!r}")

@@ -16,8 +16,8 @@ from celery_streams.errors import (
     StreamNotFound,
 )
 from celery_streams.slots import Slot
-from tests.stores.backend import SLOT, Backend, chunks_of
-from tests.stores.conftest import Connect, Place
+from tests.stores.contract.backend import SLOT, Backend, chunks_of
+from tests.stores.contract.conftest import Connect, Place
 
 
 def test_both_stores_are_stores(backend: Backend) -> None:
@@ -197,13 +197,16 @@ def test_revoked_credentials_are_refused_and_new_ones_accepted(backend: Backend)
 
 def test_expired_credentials_are_refused_by_the_servers_clock(connect: Connect) -> None:
     """The message says that they expired, and never shows them."""
-    backend = connect(credentials_ttl=0.05)
+    backend = connect(credentials_ttl=0.2)
     writer = backend.writer()
-    writer.append("a")
-    deadline = time.monotonic() + 10
-    with pytest.raises(CredentialsRejected, match="expired") as refused:
+
+    def append_until_refused() -> None:
+        deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
             writer.append("more")
+
+    with pytest.raises(CredentialsRejected, match="expired") as refused:
+        append_until_refused()
     assert writer.credentials.token not in str(refused.value)
     assert writer.credentials.token not in repr(writer.credentials)
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import SettingsFor
 from tests.servers import Cluster, ServerProcess
-from tests.stores.backend import SLOT, Backend
+from tests.stores.contract.backend import Backend
 
 Connect = Callable[..., Backend]
 
@@ -22,13 +22,6 @@ class Place:
 
     url: str
     target: ServerProcess | Cluster
-
-    @property
-    def node(self) -> ServerProcess:
-        """The server that holds the tests' slot."""
-        if isinstance(self.target, Cluster):
-            return self.target.primary_of("cs/{%s/%s}/" % (SLOT.scope, SLOT.owner))
-        return self.target
 
     def flush(self) -> None:
         self.target.flush()
