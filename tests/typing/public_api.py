@@ -7,7 +7,7 @@ from typing import Any, assert_type
 
 from pydantic import BaseModel
 
-from celery_streams import Head, Streams, WriteResult, Writer, current_chat, current_streams
+from celery_streams import Head, Streams, Writer, WriteResult, current_chat, current_streams
 from celery_streams.reading.reader import AsyncReader, Reader
 from celery_streams.stats import Counts
 
