@@ -27,6 +27,7 @@ from celery_streams.redis.connect import (
     SyncConnection,
     connect,
     connect_async,
+    heeding_cancellation,
 )
 from celery_streams.redis.failures import translated
 from celery_streams.settings import StreamsSettings
@@ -162,7 +163,9 @@ class AsyncRedisLink:
         while hops := sending.hops():
             for pool, group in await self._by_pool(sending, hops):
                 try:
-                    replies = await _exchange_async(pool, sending.commands(group))
+                    replies = await heeding_cancellation(
+                        _exchange_async(pool, sending.commands(group))
+                    )
                 except (rx.RedisError, OSError) as error:
                     sending.failed(group, error)
                 else:
@@ -184,7 +187,7 @@ class AsyncRedisLink:
         """See :meth:`RedisLink.refresh`."""
         if isinstance(self._client, aioredis.RedisCluster):
             with suppress(rx.RedisError, OSError):
-                await self._client.nodes_manager.initialize()
+                await heeding_cancellation(self._client.nodes_manager.initialize())
 
     async def close(self) -> None:
         """Close every connection. The link can be used again afterwards."""
@@ -214,7 +217,7 @@ class AsyncRedisLink:
         client = self._client
         if isinstance(client, aioredis.Redis):
             return client.connection_pool
-        await client.initialize()
+        await heeding_cancellation(client.initialize())
         node = client.get_node(*asked) if asked else client.get_node_from_key(key)
         if node is None:
             raise rx.ClusterDownError(f"no known cluster node serves {key}")

@@ -7,7 +7,9 @@ timeouts (a silent server must become an error, never a hang).
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from collections.abc import Awaitable
+from typing import Any, TypeVar
 
 import redis
 import redis.asyncio as aioredis
@@ -20,6 +22,7 @@ from redis.retry import Retry
 from celery_streams.redis.address import Address
 from celery_streams.settings import StreamsSettings
 
+T = TypeVar("T")
 SyncClient = redis.Redis | redis.RedisCluster
 AsyncClient = aioredis.Redis | aioredis.RedisCluster
 SyncConnection = redis.connection.AbstractConnection
@@ -44,6 +47,20 @@ def connect_async(address: Address, settings: StreamsSettings) -> AsyncClient:
             address.url, retry=AsyncRetry(NoBackoff(), 0), require_full_coverage=False, **options
         )
     return aioredis.Redis.from_url(address.url, retry=AsyncRetry(NoBackoff(), 0), **options)
+
+
+async def heeding_cancellation(work: Awaitable[T]) -> T:
+    """Await ``work``; if the task was cancelled meanwhile, be cancelled.
+
+    redis-py sends through ``asyncio.wait_for``, which on Python 3.11 forgets a cancellation that
+    arrives together with what it waits for (python/cpython#86296): the task would go on.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
+    result = await work
+    if task and task.cancelling() > before:
+        raise asyncio.CancelledError
+    return result
 
 
 def _options(settings: StreamsSettings) -> dict[str, Any]:

@@ -15,7 +15,11 @@ import redis.exceptions as rx
 
 from celery_streams.errors import StoreUnavailable
 from celery_streams.redis.client import AsyncRedisLink, RedisLink
-from celery_streams.redis.connect import AsyncConnection, SyncConnection
+from celery_streams.redis.connect import (
+    AsyncConnection,
+    SyncConnection,
+    heeding_cancellation,
+)
 from celery_streams.redis.failures import translated
 
 
@@ -95,9 +99,7 @@ class AsyncSubscription:
         connection = await link.connection(channel)
         subscription = cls(link, channel, connection)
         try:
-            await connection.connect()
-            await connection.send_command("SSUBSCRIBE", channel)
-            await connection.read_response()
+            await heeding_cancellation(subscription._subscribe())
         except BaseException as error:
             await subscription.close()
             if isinstance(error, (rx.RedisError, OSError)):
@@ -105,6 +107,11 @@ class AsyncSubscription:
                 raise translated(error, link.address) from error
             raise
         return subscription
+
+    async def _subscribe(self) -> None:
+        await self._connection.connect()
+        await self._connection.send_command("SSUBSCRIBE", self._channel)
+        await self._connection.read_response()
 
     async def get(self, timeout: float) -> bytes | None:
         """The next message, or ``None`` after ``timeout`` seconds."""

@@ -10,7 +10,7 @@ import pytest
 from celery_streams.contracts import Attempt
 from celery_streams.errors import StreamFenced
 from celery_streams.slots import Slot
-from tests.stores.bench import Bench, delivered, redelivered, retry
+from tests.stores.faults.bench import Bench, delivered, redelivered, retry
 
 
 def test_a_retry_fences_the_attempt_before_it(bench: Bench) -> None:

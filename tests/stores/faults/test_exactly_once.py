@@ -10,8 +10,8 @@ import pytest
 from celery_streams.errors import StoreUnavailable
 from celery_streams.slots import Slot
 from tests.servers import Proxy, ServerProcess
-from tests.stores.bench import Bench, Writer
-from tests.stores.conftest import Open
+from tests.stores.faults.bench import Bench, Writer
+from tests.stores.faults.conftest import Open
 
 Times = Callable[[int, int], int]
 
