@@ -29,10 +29,10 @@ from celery_streams.redis.connect import (
     connect_async,
     heeding_cancellation,
 )
-from celery_streams.redis.failures import translated
+from celery_streams.redis.failures import REDIS_ERRORS, translated
 from celery_streams.settings import StreamsSettings
 
-__all__ = ["AsyncRedisLink", "Call", "RedisLink"]
+__all__ = ["AsyncRedisLink", "Call", "Lane", "RedisLink"]
 
 T = TypeVar("T")
 
@@ -56,14 +56,10 @@ class RedisLink:
         Raises:
             StoreUnavailable, ConfigurationError: no node of the cluster can be used.
         """
-        if self._client is None:
-            with self._lock:
-                if self._client is None:
-                    try:
-                        self._client = connect(self.address, self.settings)
-                    except (rx.RedisError, OSError) as error:
-                        raise translated(error, self.address) from error
-        return self._client
+        try:
+            return self._connected()
+        except REDIS_ERRORS as error:
+            raise translated(error, self.address) from error
 
     def call(self, call: Call[T]) -> T:
         """Send one call. Raises what its reply stands for, or the translated Redis error."""
@@ -72,9 +68,12 @@ class RedisLink:
             raise result
         return result
 
-    def call_many(self, calls: Sequence[Call[T]], *, wait_replicas: int = 0) -> list[T | Exception]:
+    def call_many(
+        self, calls: Sequence[Call[T]], *, wait_replicas: int = 0, lane: Lane | None = None
+    ) -> list[T | Exception]:
         """Send calls in one round trip a node; failures are returned in their places.
 
+        ``lane`` is the caller's own (see :class:`Lane`); else connections come from the pool.
         With ``wait_replicas``, a call whose effect that many replicas have not confirmed is
         answered with :class:`StoreUnavailable`: send it again (it must be idempotent).
         """
@@ -82,8 +81,8 @@ class RedisLink:
         while hops := sending.hops():
             for pool, group in self._by_pool(sending, hops):
                 try:
-                    replies = _exchange(pool, sending.commands(group))
-                except (rx.RedisError, OSError) as error:
+                    replies = _exchange(pool, sending.commands(group), lane)
+                except REDIS_ERRORS as error:
                     sending.failed(group, error)
                 else:
                     sending.answered(group, replies)
@@ -96,7 +95,7 @@ class RedisLink:
         """A subscriber on the node that owns ``channel``. Not thread-safe; close it."""
         try:
             return redis.client.PubSub(self._pool(channel))
-        except (rx.RedisError, OSError) as error:
+        except REDIS_ERRORS as error:
             raise translated(error, self.address) from error
 
     def connection(self, channel: str) -> SyncConnection:
@@ -104,13 +103,13 @@ class RedisLink:
         try:
             pool = self._pool(channel)
             return cast("SyncConnection", pool.connection_class(**pool.connection_kwargs))
-        except (rx.RedisError, OSError) as error:
+        except REDIS_ERRORS as error:
             raise translated(error, self.address) from error
 
     def refresh(self) -> None:
         """Ask a cluster for its nodes again, if one answers: it may have failed over."""
         if isinstance(self._client, redis.RedisCluster):
-            with suppress(rx.RedisError, OSError):
+            with suppress(*REDIS_ERRORS):
                 self._client.nodes_manager.initialize()
 
     def close(self) -> None:
@@ -125,12 +124,19 @@ class RedisLink:
         for hop in hops:
             try:
                 groups[self._pool(sending.key(hop), hop.asked)].append(hop)
-            except (rx.RedisError, OSError) as error:
+            except REDIS_ERRORS as error:
                 sending.failed((hop,), error)
         return groups.items()
 
+    def _connected(self) -> SyncClient:
+        if self._client is None:
+            with self._lock:
+                if self._client is None:
+                    self._client = connect(self.address, self.settings)
+        return self._client
+
     def _pool(self, key: str, asked: tuple[str, int] | None = None) -> redis.ConnectionPool:
-        client = self.client
+        client = self._connected()
         if isinstance(client, redis.Redis):
             return client.connection_pool
         node = client.get_node(*asked) if asked else client.get_node_from_key(key)
@@ -166,7 +172,7 @@ class AsyncRedisLink:
                     replies = await heeding_cancellation(
                         _exchange_async(pool, sending.commands(group))
                     )
-                except (rx.RedisError, OSError) as error:
+                except REDIS_ERRORS as error:
                     sending.failed(group, error)
                 else:
                     sending.answered(group, replies)
@@ -180,13 +186,13 @@ class AsyncRedisLink:
         try:
             pool = await self._pool(channel)
             return pool.connection_class(**pool.connection_kwargs)
-        except (rx.RedisError, OSError) as error:
+        except REDIS_ERRORS as error:
             raise translated(error, self.address) from error
 
     async def refresh(self) -> None:
         """See :meth:`RedisLink.refresh`."""
         if isinstance(self._client, aioredis.RedisCluster):
-            with suppress(rx.RedisError, OSError):
+            with suppress(*REDIS_ERRORS):
                 await heeding_cancellation(self._client.nodes_manager.initialize())
 
     async def close(self) -> None:
@@ -205,7 +211,7 @@ class AsyncRedisLink:
         for hop in hops:
             try:
                 groups[await self._pool(sending.key(hop), hop.asked)].append(hop)
-            except (rx.RedisError, OSError) as error:
+            except REDIS_ERRORS as error:
                 sending.failed((hop,), error)
         return groups.items()
 
@@ -231,11 +237,40 @@ class AsyncRedisLink:
         return pool
 
 
-def _exchange(pool: redis.ConnectionPool, commands: list[tuple[Arg, ...]]) -> list[Any]:
+class Lane:
+    """Connections of one thread's own, one a node, for whoever sends all the time.
+
+    A pool makes sure that an idle connection is still good before it lends it, which costs a
+    third of a round trip. Here a stale one shows as a failed send, so use a lane only for what
+    is sent again after any failure, and may be.
+    """
+
+    def __init__(self) -> None:
+        self._connections: dict[redis.ConnectionPool, SyncConnection] = {}
+
+    def connection(self, pool: redis.ConnectionPool) -> SyncConnection:
+        """The connection to the pool's server; opened by the first send."""
+        connection = self._connections.get(pool)
+        if connection is None:
+            connection = self._connections[pool] = cast(
+                "SyncConnection", pool.connection_class(**pool.connection_kwargs)
+            )
+        return connection
+
+    def close(self) -> None:
+        """Close the connections."""
+        for connection in self._connections.values():
+            connection.disconnect()
+        self._connections.clear()
+
+
+def _exchange(
+    pool: redis.ConnectionPool, commands: list[tuple[Arg, ...]], lane: Lane | None
+) -> list[Any]:
     """Send commands on one connection and read as many replies; error replies are values."""
-    connection = pool.get_connection()
+    connection = pool.get_connection() if lane is None else lane.connection(pool)
     try:
-        connection.send_packed_command(connection.pack_commands(commands))
+        connection.send_packed_command(connection.pack_commands(commands), check_health=False)
         replies = []
         for _ in commands:
             try:
@@ -247,7 +282,8 @@ def _exchange(pool: redis.ConnectionPool, commands: list[tuple[Arg, ...]]) -> li
         connection.disconnect()  # a reply may be on its way that nobody waits for
         raise
     finally:
-        pool.release(connection)
+        if lane is None:
+            pool.release(cast("Any", connection))
 
 
 async def _exchange_async(

@@ -31,7 +31,7 @@ AsyncConnection = aioredis.connection.AbstractConnection
 
 def connect(address: Address, settings: StreamsSettings) -> SyncClient:
     """A sync client; it connects at its first command."""
-    options = _options(settings)
+    options = _options(address, settings)
     if address.cluster:
         return redis.RedisCluster.from_url(
             address.url, retry=Retry(NoBackoff(), 0), require_full_coverage=False, **options
@@ -41,7 +41,7 @@ def connect(address: Address, settings: StreamsSettings) -> SyncClient:
 
 def connect_async(address: Address, settings: StreamsSettings) -> AsyncClient:
     """An asyncio client, for the running event loop only."""
-    options = _options(settings)
+    options = _options(address, settings)
     if address.cluster:
         return aioredis.RedisCluster.from_url(
             address.url, retry=AsyncRetry(NoBackoff(), 0), require_full_coverage=False, **options
@@ -63,11 +63,13 @@ async def heeding_cancellation(work: Awaitable[T]) -> T:
     return result
 
 
-def _options(settings: StreamsSettings) -> dict[str, Any]:
-    return {
+def _options(address: Address, settings: StreamsSettings) -> dict[str, Any]:
+    options: dict[str, Any] = {
         "protocol": 2,
         "socket_timeout": settings.socket_timeout,
         "socket_connect_timeout": settings.connect_timeout,
-        "socket_keepalive": True,
         "client_name": "celery-streams",
     }
+    if not address.url.startswith("unix:"):
+        options["socket_keepalive"] = True
+    return options

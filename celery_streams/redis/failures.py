@@ -6,8 +6,14 @@ import redis.exceptions as rx
 
 from celery_streams.errors import ConfigurationError, StoreUnavailable, StreamError
 
+#: What redis-py raises. Trouble with a cluster as a whole is not one of its ``RedisError``.
+REDIS_ERRORS = (rx.RedisError, rx.RedisClusterException, OSError)
+
 #: Fragments of the replies by which a server says that it lacks a command we need.
 _TOO_OLD = ("unknown command", "unknown redis command", "unknown script flag", "unknown subcommand")
+
+#: Fragments of what a script says whose user may not do what it does.
+_NOT_PERMITTED = ("acl failure in script", "the user executing the script", "noperm")
 
 #: Starts of replies that another moment, or another node, may not give.
 _PASSING = (
@@ -22,6 +28,8 @@ def translated(error: Exception, where: object) -> Exception:
     :class:`StoreUnavailable` means that trying again may help, :class:`ConfigurationError`
     that somebody has to change something first.
     """
+    if isinstance(error, rx.RedisClusterException):
+        return _cluster_unusable(error, where)
     if not isinstance(error, rx.RedisError):
         if isinstance(error, OSError) and not isinstance(error, StreamError):
             return StoreUnavailable(f"cannot reach Redis at {where}: {error}")
@@ -50,8 +58,6 @@ def translated(error: Exception, where: object) -> Exception:
             return StoreUnavailable(f"Redis at {where} did not answer in time ({text})")
         case rx.MovedError() | rx.AskError() | rx.TryAgainError() | rx.ClusterDownError():
             return StoreUnavailable(f"the cluster at {where} is changing ({text or 'no node'})")
-        case rx.RedisClusterException():
-            return _cluster_unusable(error, where)
         case rx.ConnectionError() | rx.ClusterError():
             return StoreUnavailable(f"cannot reach Redis at {where}: {text}")
     return _by_text(text, where)
@@ -65,7 +71,7 @@ def _by_text(text: str, where: object) -> StreamError:
             f"Redis at {where} is too old or has a command disabled ({text}); "
             "celery-streams needs Valkey, or Redis 7.0 and newer"
         )
-    if "acl failure in script" in lowered or text.startswith("NOPERM"):
+    if any(fragment in lowered for fragment in _NOT_PERMITTED):
         return _not_permitted(text, where)
     for code, kind in (("OOM", rx.OutOfMemoryError), ("READONLY", rx.ReadOnlyError)):
         if text.startswith((code, "-" + code)) or f"{code} " in text:
@@ -91,6 +97,6 @@ def _cluster_unusable(error: rx.RedisClusterException, where: object) -> Excepti
         return ConfigurationError(
             f"Redis at {where} is not a cluster; put redis:// (or rediss://) in CELERY_STREAMS_URL"
         )
-    if isinstance(cause, rx.RedisError) and not isinstance(cause, rx.RedisClusterException):
+    if isinstance(cause, rx.RedisError):
         return translated(cause, where)
     return StoreUnavailable(f"cannot reach the cluster at {where}: {text}")

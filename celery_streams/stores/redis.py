@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -16,7 +17,7 @@ from celery_streams.contracts import (
     Page,
     Producer,
 )
-from celery_streams.redis.client import RedisLink
+from celery_streams.redis.client import Lane, RedisLink
 from celery_streams.redis.layout import Layout
 from celery_streams.settings import StreamsSettings
 from celery_streams.slots import Slot
@@ -33,6 +34,8 @@ class RedisStore:
         self._layout = layout
         self._settings = settings
         self._commands = Commands(layout, settings)
+        self._lane = Lane()
+        self._lane_free = threading.Lock()
 
     def append(
         self, slot: Slot, batch: Batch, producer: Producer, credentials: Credentials
@@ -45,10 +48,16 @@ class RedisStore:
 
     def append_many(self, appends: Sequence[Append]) -> list[Appended | Exception]:
         """See :meth:`celery_streams.contracts.Store.append_many`. One round trip a node."""
-        return self._link.call_many(
-            [self._commands.append(append) for append in appends],
-            wait_replicas=self._settings.wait_replicas,
-        )
+        calls = [self._commands.append(append) for append in appends]
+        # The flusher's thread is alone here, as a rule.
+        lane = self._lane if self._lane_free.acquire(blocking=False) else None
+        try:
+            return self._link.call_many(
+                calls, wait_replicas=self._settings.wait_replicas, lane=lane
+            )
+        finally:
+            if lane is not None:
+                self._lane_free.release()
 
     def read(self, slot: Slot, offset: int, *, limit: int = PAGE_LIMIT) -> Page:
         """See :meth:`celery_streams.contracts.Store.read`."""

@@ -11,8 +11,6 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
-import redis.exceptions as rx
-
 from celery_streams.errors import StoreUnavailable
 from celery_streams.redis.client import AsyncRedisLink, RedisLink
 from celery_streams.redis.connect import (
@@ -20,7 +18,7 @@ from celery_streams.redis.connect import (
     SyncConnection,
     heeding_cancellation,
 )
-from celery_streams.redis.failures import translated
+from celery_streams.redis.failures import REDIS_ERRORS, translated
 
 
 def message_of(push: list[Any], channel: str) -> bytes | None:
@@ -50,7 +48,7 @@ class Subscription:
             self._connection.read_response()
         except BaseException as error:
             self.close()
-            if isinstance(error, (rx.RedisError, OSError)):
+            if isinstance(error, REDIS_ERRORS):
                 link.refresh()
                 raise translated(error, link.address) from error
             raise
@@ -63,7 +61,7 @@ class Subscription:
                 message = message_of(self._connection.read_response(), self._channel)
                 if message is not None:
                     return message
-        except (rx.RedisError, OSError) as error:
+        except REDIS_ERRORS as error:
             if not isinstance(error, StoreUnavailable):
                 self._link.refresh()
             raise translated(error, self._link.address) from error
@@ -102,7 +100,7 @@ class AsyncSubscription:
             await heeding_cancellation(subscription._subscribe())
         except BaseException as error:
             await subscription.close()
-            if isinstance(error, (rx.RedisError, OSError)):
+            if isinstance(error, REDIS_ERRORS):
                 await link.refresh()
                 raise translated(error, link.address) from error
             raise
@@ -122,7 +120,7 @@ class AsyncSubscription:
                 message = None if push is None else message_of(push, self._channel)
                 if message is not None:
                     return message
-        except (rx.RedisError, OSError) as error:
+        except REDIS_ERRORS as error:
             if not isinstance(error, StoreUnavailable):
                 await self._link.refresh()
             raise translated(error, self._link.address) from error

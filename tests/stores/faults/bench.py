@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self, TypeVar
@@ -20,6 +21,7 @@ from celery_streams.contracts import (
     Producer,
 )
 from celery_streams.credentials.authority import RedisAuthority
+from celery_streams.errors import StoreUnavailable
 from celery_streams.redis.address import parse_address
 from celery_streams.redis.client import AsyncRedisLink, RedisLink
 from celery_streams.redis.layout import Layout
@@ -121,6 +123,23 @@ class Writer:
     def append(self, *chunks: Any) -> Appended:
         """Send one batch of ``chunks``."""
         return self.send(self.batch(*chunks))
+
+    def insist(self, *chunks: Any, patience: float = 30.0) -> bool:
+        """Send one batch until it is acknowledged, as the flusher does; whether it was resent."""
+        batch = self.batch(*chunks)
+        deadline = time.monotonic() + patience
+        resent = False
+        while True:
+            try:
+                self.send(batch)
+            except StoreUnavailable:
+                if time.monotonic() > deadline:
+                    raise
+                if resent:
+                    time.sleep(0.005)
+                resent = True
+            else:
+                return resent
 
     def as_append(self, batch: Batch) -> Append:
         """The arguments of an append, for ``append_many``."""

@@ -10,22 +10,10 @@ import pytest
 from celery_streams.errors import StoreUnavailable
 from celery_streams.slots import Slot
 from tests.servers import Proxy, ServerProcess
-from tests.stores.faults.bench import Bench, Writer
+from tests.stores.faults.bench import Bench
 from tests.stores.faults.conftest import Open
 
 Times = Callable[[int, int], int]
-
-
-def _insistently(writer: Writer, *chunks: object) -> bool:
-    """Send one batch until it is acknowledged, as the flusher does; whether it had to resend."""
-    batch = writer.batch(*chunks)
-    for attempt in range(50):
-        try:
-            writer.send(batch)
-        except StoreUnavailable:
-            continue
-        return attempt > 0
-    raise AssertionError("the store never came back")
 
 
 def test_a_reply_lost_after_the_append_was_applied_duplicates_nothing(
@@ -60,7 +48,7 @@ def test_commands_and_replies_cut_at_random_bytes_lose_and_duplicate_nothing(
         for number in range(times(60, 3000)):
             direction = chance.choice(("up", "down"))
             proxy.cut_after(chance.randrange(600 if direction == "up" else 40), direction)
-            resent += _insistently(writer, number, -number)
+            resent += writer.insist(number, -number)
             expected += [b"%d" % number, b"%d" % -number]
     assert resent > times(15, 700)
     assert single.values(writer.slot) == expected
@@ -81,7 +69,7 @@ def test_a_server_killed_and_restarted_loses_nothing_that_was_acknowledged(
             with pytest.raises(StoreUnavailable):
                 writer.append("never")
             server.start()
-            _insistently(writer, number)
+            writer.insist(number)
         assert bench.values(writer.slot) == [
             b"%d" % n for number in range(times(3, 30)) for n in (number, number)
         ]
@@ -99,5 +87,5 @@ def test_a_server_that_stops_answering_is_unavailable_within_the_timeout(
         with pytest.raises(StoreUnavailable, match="did not answer in time"):
             writer.send(batch)
         proxy.resume("down")
-        _insistently(writer, 1)
+        writer.insist(1)
         assert bench.values(writer.slot) == [b"1"]

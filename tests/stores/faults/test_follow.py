@@ -298,7 +298,7 @@ def test_a_server_killed_and_restarted_while_reading_loses_nothing(
         writer = bench.writer(bench.slot())
         following = Following(bench, writer.slot)
         for number in range(times(3, 25)):
-            writer.append(number)
+            writer.insist(number)
             following.wait_for(number + 1)
             server.kill()
             server.start()
