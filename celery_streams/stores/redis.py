@@ -41,7 +41,8 @@ class RedisStore:
         self, slot: Slot, batch: Batch, producer: Producer, credentials: Credentials
     ) -> Appended:
         """See :meth:`celery_streams.contracts.Store.append`."""
-        result = self.append_many([Append(slot, batch, producer, credentials)])[0]
+        append = self._commands.append(Append(slot, batch, producer, credentials))
+        result = self._link.call_many([append], wait_replicas=self._settings.wait_replicas)[0]
         if isinstance(result, Exception):
             raise result
         return result

@@ -185,8 +185,8 @@ class Flusher:
             channel.fail(final(error, failing_for))
             return
         self._stats.add(retries=1)
-        level = logging.INFO if isinstance(error, CredentialsRejected) else logging.WARNING
-        if channel.failures in (1, 4):
+        if channel.failures in (2, 8):  # the first is as a rule a connection gone stale
+            level = logging.INFO if isinstance(error, CredentialsRejected) else logging.WARNING
             logger.log(level, "sending to %s again after: %s", channel.slot, error)
         with self._lock:
             heapq.heappush(self._resting, (now + decision.pause, next(self._order), channel))

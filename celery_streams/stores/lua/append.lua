@@ -9,7 +9,7 @@ local retention, max_chunks, lease = tonumber(ARGV[10]), tonumber(ARGV[11]), ton
 --#include claim
 
 local writer = redis.call('HMGET', fence, 'attempt', 'generation', 'epoch', 'a/' .. attempt,
-  'p/' .. producer)
+  'p/' .. producer, 'touched')
 local applied = -1
 if writer[5] then
   local last, first, stop = string.match(writer[5], '^(%d+):(%d+):(%d+)$')
@@ -21,7 +21,7 @@ if writer[5] then
   end
 end
 
-local stream = redis.call('HMGET', meta, 'end', 'closed', 'g/' .. grant)
+local stream = redis.call('HMGET', meta, 'end', 'closed', 'g/' .. grant, 'touched')
 if stream[2] then
   return {'CLOSED', stream[2]}
 end
@@ -55,8 +55,16 @@ if claimed then
   end
 end
 redis.call('HSET', fence, 'p/' .. producer, string.format('%d:%d:%d', seq, offset, stop))
-redis.call('PEXPIRE', meta, retention)
-redis.call('PEXPIRE', log, retention)
-redis.call('PEXPIRE', fence, retention)
+-- The expiries are renewed now and then, not each time: with a margin, so that nothing goes
+-- before its time. A stream has many fences, and a run's fence many streams: each keeps its own.
+local margin = math.ceil(retention / 20)
+local due = now - margin
+if not stream[4] or tonumber(stream[4]) <= due or not writer[6] or tonumber(writer[6]) <= due then
+  redis.call('HSET', meta, 'touched', now)
+  redis.call('HSET', fence, 'touched', now)
+  redis.call('PEXPIRE', meta, retention + margin)
+  redis.call('PEXPIRE', log, retention + margin)
+  redis.call('PEXPIRE', fence, retention + margin)
+end
 redis.call('SPUBLISH', channel, 'e' .. id .. '\n' .. payload)
 return {'OK', offset, stop, epoch}
