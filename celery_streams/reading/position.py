@@ -14,6 +14,7 @@ from celery_streams.chunks import decode as decode_chunk
 from celery_streams.chunks import unframe
 from celery_streams.contracts import JSON, Entry, Head, Offset, Page
 from celery_streams.errors import (
+    ChunksLost,
     InvalidOffset,
     OffsetGone,
     ReadTimeout,
@@ -136,11 +137,19 @@ class Position:
 
         Raises:
             StreamNotFound: the stream has existed, and does not any more.
+            ChunksLost: it now ends before chunks that were delivered.
         """
         self._failures = 0
         head = page.head
         if head is not None:
             self._seen = True
+            if self._begun and head.end < self.offset:
+                raise ChunksLost(
+                    f"the store has lost chunks of {self.slot} that were read already: it ends at "
+                    f"{head.end}, before offset {self.offset}. It was flushed, failed over to a "
+                    "replica that lagged behind, or the stream was deleted and made again. Read "
+                    "it from offset 0, or from what you have stored"
+                )
             if head.closed is not None and self.offset >= head.end:
                 self.closed = head.closed
         elif self._seen:

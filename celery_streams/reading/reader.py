@@ -68,6 +68,7 @@ class Reader(_Reading, Iterator[Any]):
         OffsetGone: the offset lies before the oldest retained chunk.
         StoreUnavailable: the store was away for the whole timeout.
         StreamNotFound: the stream was deleted while it was read.
+        ChunksLost: the store has lost chunks that were read already.
         ConfigurationError: the store refuses to be read (password, permission).
     """
 

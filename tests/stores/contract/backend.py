@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
+import time
 from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import Any, Self, TypeVar, cast
@@ -24,6 +25,7 @@ from celery_streams.contracts import (
     Store,
 )
 from celery_streams.credentials import RedisAuthority
+from celery_streams.errors import StoreUnavailable
 from celery_streams.redis.address import parse_address
 from celery_streams.redis.client import AsyncRedisLink, RedisLink
 from celery_streams.redis.layout import Layout
@@ -50,44 +52,44 @@ class LoopStore:
         assert settings.url is not None
         self._runner = asyncio.Runner()
         link = AsyncRedisLink(parse_address(settings.url.get_secret_value()), settings)
-        self._store = AsyncRedisStore(link, layout, settings)
+        self.inner = AsyncRedisStore(link, layout, settings)
 
     def append(
         self, slot: Slot, batch: Batch, producer: Producer, credentials: Credentials
     ) -> Appended:
-        return self._run(self._store.append(slot, batch, producer, credentials))
+        return self.run(self.inner.append(slot, batch, producer, credentials))
 
     def append_many(self, appends: Sequence[Append]) -> list[Appended | Exception]:
-        return self._run(self._store.append_many(appends))
+        return self.run(self.inner.append_many(appends))
 
     def read(self, slot: Slot, offset: int, *, limit: int = 500) -> Page:
-        return self._run(self._store.read(slot, offset, limit=limit))
+        return self.run(self.inner.read(slot, offset, limit=limit))
 
     def head(self, slot: Slot) -> Head:
-        return self._run(self._store.head(slot))
+        return self.run(self.inner.head(slot))
 
     def close(self, slot: Slot, credentials: Credentials, attempt: Attempt) -> Head:
-        return self._run(self._store.close(slot, credentials, attempt))
+        return self.run(self.inner.close(slot, credentials, attempt))
 
     def delete(self, slot: Slot) -> bool:
-        return self._run(self._store.delete(slot))
+        return self.run(self.inner.delete(slot))
 
     def follow(self, slot: Slot, offset: int, *, idle: float) -> Iterator[Page]:
-        pages = cast("Any", self._store.follow(slot, offset, idle=idle))
+        pages = cast("Any", self.inner.follow(slot, offset, idle=idle))
         try:
             while True:
                 try:
-                    yield self._run(anext(pages))
+                    yield self.run(anext(pages))
                 except StopAsyncIteration:
                     return
         finally:
-            self._run(pages.aclose())
+            self.run(pages.aclose())
 
     def shut(self) -> None:
-        self._run(self._store.aclose())
+        self.run(self.inner.aclose())
         self._runner.close()
 
-    def _run(self, awaitable: Awaitable[T]) -> T:
+    def run(self, awaitable: Awaitable[T]) -> T:
         async def wait() -> T:
             return await awaitable
 
@@ -105,10 +107,10 @@ class Backend:
         self.authority = RedisAuthority(self.link, self.layout, settings)
         self.runs = RunRegistry(self.link, self.layout, settings)
         self.store: Store
-        self._loop: LoopStore | None = None
+        self.loop: LoopStore | None = None
         if kind == "asyncio":
-            self._loop = LoopStore(settings, self.layout)
-            self.store = self._loop
+            self.loop = LoopStore(settings, self.layout)
+            self.store = self.loop
         else:
             self.store = RedisStore(self.link, self.layout, settings)
 
@@ -143,8 +145,8 @@ class Backend:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        if self._loop is not None:
-            self._loop.shut()
+        if self.loop is not None:
+            self.loop.shut()
         self.link.close()
 
 
@@ -181,6 +183,16 @@ class Hand:
         appended = self.store.append(self.slot, self.last, self.producer, self.credentials)
         self.seq += 1
         return appended
+
+    def insist(self, *chunks: object) -> Appended:
+        """Append the chunks, sending again while the store is unavailable, as the flusher does."""
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                return self.append(*chunks)
+            except StoreUnavailable:
+                if time.monotonic() > deadline:
+                    raise
 
     def resend(self) -> Appended:
         """The last batch again, exactly as it was sent."""
