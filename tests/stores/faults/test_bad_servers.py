@@ -28,7 +28,7 @@ def kind(request: pytest.FixtureRequest) -> type[ServerProcess]:
     """Servers of each kind, to be configured by the test."""
     if request.param is RedisProcess:
         request.getfixturevalue("redis7")  # skips or fails where it is missing
-    return request.param  # type: ignore[no-any-return]
+    return request.param
 
 
 def uses(bench: Bench) -> list[Callable[[], object]]:
@@ -46,7 +46,7 @@ def uses(bench: Bench) -> list[Callable[[], object]]:
         writer.close,
         lambda: bench.store.read(SLOT, 0),
         lambda: bench.store.head(SLOT),
-        lambda: next(bench.store.follow(SLOT, 0, idle=0.01)),  # type: ignore[call-overload]
+        lambda: next(bench.store.follow(SLOT, 0, idle=0.01)),
         lambda: bench.store.delete(SLOT),
         lambda: bench.with_async_store(follow),
     ]
@@ -167,7 +167,7 @@ def test_a_server_too_old_for_sharded_channels(kind: type[ServerProcess], open_b
         with pytest.raises(ConfigurationError, match=r"too old.*7\.0"):
             bench.authority.initialize(SLOT)
         with pytest.raises(ConfigurationError, match="too old"):
-            next(bench.store.follow(SLOT, 0, idle=0.01))  # type: ignore[call-overload]
+            next(bench.store.follow(SLOT, 0, idle=0.01))
         assert server.client().dbsize() == 0
 
 
@@ -209,7 +209,7 @@ def test_a_single_server_addressed_as_a_cluster(server: ServerProcess, open_benc
 
 def test_replicas_that_do_not_exist_are_reported(single: Bench, open_bench: Open) -> None:
     """The batch is there, but not acknowledged; sent again it is still not on a replica."""
-    bench = open_bench(single.settings.url.get_secret_value(), wait_replicas=1, socket_timeout=1.0)  # type: ignore[union-attr]
+    bench = open_bench(single.settings.url.get_secret_value(), wait_replicas=1, socket_timeout=1.0)
     writer = bench.writer(bench.slot())
     batch = writer.batch(1)
     for _ in range(2):
@@ -245,3 +245,13 @@ def _write_and_read(bench: Bench) -> None:
         return sum([len(page.entries) async for page in store.follow(writer.slot, 0, idle=1.0)])
 
     assert bench.with_async_store(follow) == 1
+
+
+def test_a_server_that_has_forgotten_the_scripts_learns_them_again(bench: Bench) -> None:
+    """SCRIPT FLUSH, a restart, a failover: the source is sent once."""
+    writer = bench.writer(bench.slot())
+    for number in range(3):
+        bench.link.client.script_flush()
+        assert writer.append(number).offset == number
+        bench.link.client.script_flush()
+        assert len(bench.values(writer.slot)) == number + 1

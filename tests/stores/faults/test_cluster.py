@@ -1,4 +1,4 @@
-"""A cluster's primary dies and its replica takes over: under reading and appending, nothing lost."""
+"""A primary of a cluster dies and its replica takes over, under load: nothing is lost."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 
@@ -44,9 +45,10 @@ def test_commands_and_replies_cut_at_random_bytes_lose_and_duplicate_nothing(
     with Proxy(server.port) as proxy:
         bench = open_bench(server.url_for(port=proxy.port))
         writer = bench.writer(bench.slot())
+        directions: tuple[Literal["up", "down"], ...] = ("up", "down")
         expected: list[bytes] = []
         for number in range(times(60, 3000)):
-            direction = chance.choice(("up", "down"))
+            direction = chance.choice(directions)
             proxy.cut_after(chance.randrange(600 if direction == "up" else 40), direction)
             resent += writer.insist(number, -number)
             expected += [b"%d" % number, b"%d" % -number]
