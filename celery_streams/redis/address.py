@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from urllib.parse import SplitResult, urlsplit, urlunsplit
+from urllib.parse import SplitResult, urlsplit
 
 from celery_streams.errors import ConfigurationError
 
@@ -35,17 +35,17 @@ def parse_address(url: str) -> Address:
     try:
         parts = urlsplit(url)
         parts.port  # noqa: B018 - raises ValueError when it is not a number
-    except ValueError as error:
+    except ValueError:
+        # Its text would quote the URL.
         raise ConfigurationError(
-            f"the store URL {redacted(url)!r} cannot be parsed ({error}); "
-            f"set CELERY_STREAMS_URL to {_FORMS}"
+            f"the store URL {redacted(url)!r} cannot be parsed; set CELERY_STREAMS_URL to "
+            f"{_FORMS}, with a number for the port and with / # ? @ : % of the password percent-encoded"
         ) from None
     cluster = parts.scheme.endswith(CLUSTER_SUFFIX)
     scheme = parts.scheme.removesuffix(CLUSTER_SUFFIX)
     if scheme not in REDIS_SCHEMES or (cluster and scheme == "unix"):
         raise ConfigurationError(
-            f"the store URL {redacted(url)!r} has the scheme {parts.scheme!r}; "
-            f"set CELERY_STREAMS_URL to {_FORMS}"
+            f"the store URL {redacted(url)!r} cannot be used; set CELERY_STREAMS_URL to {_FORMS}"
         )
     if cluster and parts.path.strip("/") not in ("", "0"):
         raise ConfigurationError(
@@ -53,7 +53,8 @@ def parse_address(url: str) -> Address:
             "database 0; remove the path"
         )
     return Address(
-        url=urlunsplit(parts._replace(scheme=scheme)),
+        # Not urlunsplit: it drops the empty host of unix:///path.
+        url=scheme + url.strip()[len(parts.scheme) :],
         cluster=cluster,
         username=parts.username or "",
         password=parts.password or "",
@@ -61,12 +62,21 @@ def parse_address(url: str) -> Address:
 
 
 def redacted(url: str) -> str:
-    """``url`` with its password and query replaced, fit for a log line."""
+    """``url`` without what may be secret, fit for a log line.
+
+    Where an unescaped character makes it unclear what belongs to the password, nothing but a
+    known scheme is left.
+    """
     try:
         parts = urlsplit(url)
+        parts.port  # noqa: B018 - raises ValueError when it is not a number
     except ValueError:
-        return "<unparsable>"
-    return urlunsplit(parts._replace(netloc=_host_only(parts), query="", fragment=""))
+        return "***"
+    if not parts.scheme or "//" not in url[: len(parts.scheme) + 3]:
+        return "***"
+    if "@" in parts.path + parts.query + parts.fragment:
+        return f"{parts.scheme}://***"
+    return f"{parts.scheme}://{_host_only(parts)}{parts.path}"
 
 
 def _host_only(parts: SplitResult) -> str:
