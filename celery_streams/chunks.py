@@ -41,8 +41,10 @@ def encode_json(chunk: object) -> bytes:
         data = to_json(chunk)
     except Exception as error:
         raise _cannot_carry(chunk, error) from None
-    # pydantic writes NaN and infinity as these words; they may also be part of a string.
+    # pydantic writes NaN and infinity as these words, in models as null; all of which may also
+    # be there by right.
     suspicious = (_N in data or _I in data) and (b"NaN" in data or b"Infinity" in data)
+    suspicious = suspicious or b"null" in data
     if suspicious and (found := _non_finite(chunk)):
         path, value = found
         raise InvalidChunk(f"JSON cannot carry {value!r} at {path}", path=path)
@@ -154,6 +156,8 @@ def _culprit(value: object, path: str, depth: int) -> tuple[str, str] | None:
 def _non_finite(value: object, path: str = "$") -> tuple[str, float] | None:
     if isinstance(value, float) and not math.isfinite(value):
         return path, value
+    if isinstance(value, BaseModel) and "ser_json_inf_nan" in value.model_config:
+        return None  # it says itself what to make of them
     for step, child in _children(value):
         if found := _non_finite(child, path + step):
             return found

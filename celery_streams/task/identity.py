@@ -38,10 +38,12 @@ class RunIdentity:
         return target
 
 
-def identify(request: Any, *, grace: float = 0.0) -> RunIdentity:
+def identify(request: Any, *, grace: float = 0.0, inside: RunIdentity | None = None) -> RunIdentity:
     """The identity in a Celery request (the worker's or the task's own).
 
     ``grace`` is how many seconds a lost worker's message may take to be delivered again.
+    ``inside`` is whose body this one is executed in: an eager retry or replacement has the run
+    id of its caller, and succeeds it, though Celery's request may not say so.
     A request without an id (a task called as a function) gets a run id of its own.
 
     Raises:
@@ -53,10 +55,14 @@ def identify(request: Any, *, grace: float = 0.0) -> RunIdentity:
     redelivered = bool(delivery.get("redelivered"))
     retries = int(getattr(request, "retries", 0) or 0)
     nesting = int(getattr(request, "replaced_task_nesting", 0) or 0)
+    generation = nesting * _RETRIES + min(retries, _RETRIES - 1)
+    if inside is not None and inside.run_id == run_id:
+        redelivered = True
+        generation = max(generation, inside.attempt.generation)
     attempt = Attempt(
         run_id,
         secrets.token_hex(8),
-        generation=nesting * _RETRIES + min(retries, _RETRIES - 1),
+        generation=generation,
         redelivered=redelivered,
         grace_ms=round(grace * 1000),
     )

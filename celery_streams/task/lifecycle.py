@@ -132,7 +132,12 @@ class Lifecycle:
         if not self._mine(task):
             return
         try:
-            identity = identify(task.request, grace=self._owner.redelivery_grace(task))
+            outer = running.get()
+            identity = identify(
+                task.request,
+                grace=self._owner.redelivery_grace(task),
+                inside=outer.identity if outer is not None else None,
+            )
             attempt = RunningAttempt(self._owner, task, identity, (args, kwargs or {}))
         except StreamError as error:
             # Celery swallows what a signal handler raises: the body's wrapper raises it.

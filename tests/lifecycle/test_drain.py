@@ -1,0 +1,131 @@
+"""SUCCESS means durable; a store that is slow, cut off or full fails a task, and never hangs it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.lifecycle.client import APP, Client
+from tests.servers import Proxy, ValkeyProcess
+from tests.workers import worker
+
+
+@contextmanager
+def _worker_behind(
+    proxy: Proxy, server: ValkeyProcess, queue: str, **settings: Any
+) -> Iterator[Client]:
+    """A worker that reaches the store, and only the store, through ``proxy``."""
+    env = {f"CELERY_STREAMS_{name.upper()}": str(value) for name, value in settings.items()}
+    with (
+        worker(
+            APP,
+            server,
+            queue=queue,
+            concurrency=1,
+            env=env,
+            streams_url=server.url_for(port=proxy.port),
+        ) as running,
+        Client.of(running, url=server.url) as client,
+    ):
+        yield client
+
+
+def test_success_waits_for_a_slow_store(lifecycle_server: ValkeyProcess) -> None:
+    """With every reply 100 ms late, whoever sees SUCCESS finds all chunks, at once."""
+    with (
+        Proxy(lifecycle_server.port) as proxy,
+        _worker_behind(proxy, lifecycle_server, "slow") as client,
+    ):
+        proxy.delay(0.1, "down")
+        for size in (1, 500, 5000):
+            run_id, _ = client.run("count", size, queue="slow")
+            assert len(client.chunks(run_id)) == size
+            assert client.end(run_id) == "SUCCESS"
+
+
+def test_a_drain_that_fails_fails_the_task_and_says_what_is_missing(
+    lifecycle_server: ValkeyProcess,
+) -> None:
+    """The error names the stream and counts the chunks; the next task is as good as new."""
+    with (
+        Proxy(lifecycle_server.port) as proxy,
+        _worker_behind(proxy, lifecycle_server, "cut", drain_timeout=1, retry_timeout=30) as client,
+    ):
+        client.run("count", 1, queue="cut")
+        proxy.refuse()
+        began = time.monotonic()
+        result = client.send("count", 7, queue="cut")
+        with pytest.raises(Exception, match=rf"7 chunks of runs/{result.id}/default") as raised:
+            result.get(timeout=30)
+        assert type(raised.value).__name__ == "WriteTimeout"
+        assert time.monotonic() - began < 15
+        proxy.accept()
+        run_id, _ = client.run("count", 3, queue="cut")
+        assert len(client.chunks(run_id)) == 3
+        # The end that could not be recorded then is recorded now.
+        assert client.end(run_id) == "SUCCESS"
+
+
+def test_a_store_that_stays_away_ends_the_writer_within_the_retry_timeout(
+    lifecycle_server: ValkeyProcess,
+) -> None:
+    """Whichever bound comes first; with ``drain_failure=log`` the task succeeds all the same."""
+    with (
+        Proxy(lifecycle_server.port) as proxy,
+        _worker_behind(
+            proxy,
+            lifecycle_server,
+            "log",
+            drain_timeout=20,
+            retry_timeout=1,
+            drain_failure="log",
+        ) as client,
+    ):
+        client.run("count", 1, queue="log")
+        proxy.refuse()
+        began = time.monotonic()
+        run_id, result = client.run("count", 7, queue="log")
+        assert result == 7
+        assert time.monotonic() - began < 10
+        log = client.worker.log.wait_for(f"[{run_id}] are not durable")
+        assert f"7 chunks of runs/{run_id}/default are not durable" in log
+        assert "gave up after" in log
+        proxy.accept()
+
+
+def test_a_dead_store_slows_a_task_to_a_bound_and_takes_bounded_memory(
+    lifecycle_server: ValkeyProcess,
+) -> None:
+    """A full buffer blocks ``write()``, then ``WriteTimeout``; what is held stays small."""
+    with (
+        Proxy(lifecycle_server.port) as proxy,
+        _worker_behind(
+            proxy,
+            lifecycle_server,
+            "dead",
+            buffer_bytes=1_000_000,
+            write_timeout=1,
+            drain_timeout=1,
+        ) as client,
+    ):
+        client.run("outlives", 20, 10_000, queue="dead")
+        (child,) = client.worker.wait_children()
+        before = psutil.Process(child.pid).memory_info().rss
+        proxy.stall()
+        began = time.monotonic()
+        result = client.send("outlives", 10_000, 10_000, queue="dead")  # 100 MB
+        with pytest.raises(Exception, match="no room in the write buffer") as raised:
+            result.get(timeout=30)
+        assert type(raised.value).__name__ == "WriteTimeout"
+        assert time.monotonic() - began < 15
+        assert psutil.Process(child.pid).memory_info().rss - before < 20_000_000
+        proxy.resume()
+        run_id, _ = client.run("outlives", 200, 10_000, queue="dead")
+        assert len(client.chunks(run_id)) == 200
+        assert client.end(run_id) == "SUCCESS"
+        assert client.end(result.id, timeout=30) == "FAILURE"
