@@ -9,6 +9,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.resources import files
 from typing import TypeVar, cast
 
 from celery_streams.contracts import JSON, Attempt, Authority, Producer, Store
@@ -18,6 +19,7 @@ from celery_streams.errors import StreamError
 from celery_streams.redis.address import Address
 from celery_streams.redis.client import AsyncRedisLink, RedisLink
 from celery_streams.redis.layout import Layout
+from celery_streams.redis.scripts import load_script
 from celery_streams.runs.registry import RunRegistry
 from celery_streams.settings import StreamsSettings
 from celery_streams.slots import Slot
@@ -32,6 +34,23 @@ logger = logging.getLogger("celery_streams.runtime")
 AuthorityFactory = Callable[[RedisLink, Layout, StreamsSettings], Authority]
 StoreFactory = Callable[[RedisLink, Layout, StreamsSettings], Store]
 B = TypeVar("B")
+
+
+def _import_early() -> None:
+    """Do now what threads would otherwise import at their first use.
+
+    A module that one thread is importing while another forks stays locked in the child for
+    ever, and whoever needs it there hangs. Reading package data imports, and so does the first
+    look-up of a host name.
+    """
+    "localhost".encode("idna")
+    for room in ("credentials", "redis", "runs", "stores"):
+        package = f"celery_streams.{room}"
+        for script in files(package).joinpath("lua").iterdir():
+            load_script(package, script.name.removesuffix(".lua"))
+
+
+_import_early()
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,9 +39,7 @@ class TypedStream(Generic[T]):
         streams = run_streams()
         return streams.append(self._fitting(value), key=self.key, target=target, timeout=timeout)
 
-    def read(
-        self, run_id: str, *, offset: Offset = 0, timeout: float | None = 60.0
-    ) -> Iterator[T]:
+    def read(self, run_id: str, *, offset: Offset = 0, timeout: float | None = 60.0) -> Iterator[T]:
         """Iterate over the run's values, as :meth:`celery_streams.Streams.read` does.
 
         Raises:

@@ -48,9 +48,7 @@ class ChatStream:
     def pipe(self, source: AsyncIterable[T]) -> AsyncIterator[T]: ...
     @overload
     def pipe(self, source: Iterable[T]) -> Iterator[T]: ...
-    def pipe(
-        self, source: Iterable[T] | AsyncIterable[T]
-    ) -> Iterator[T] | AsyncIterator[T]:
+    def pipe(self, source: Iterable[T] | AsyncIterable[T]) -> Iterator[T] | AsyncIterator[T]:
         """Yield the items of ``source`` on while writing them (async if the source is)."""
         if isinstance(source, AsyncIterable):
             return self.writer().apipe(source)
