@@ -39,8 +39,12 @@ def encode_json(chunk: object) -> bytes:
     """
     try:
         data = to_json(chunk)
-    except Exception as error:
-        raise _cannot_carry(chunk, error) from None
+    except Exception:
+        if culprit := _culprit(chunk, "$", 0):
+            path, reason = culprit
+            message = f"JSON cannot carry the value at {path}: {reason}"
+            raise InvalidChunk(message, path=path) from None
+        raise  # not the chunk's fault: a soft time limit struck just there
     # pydantic writes NaN and infinity as these words, in models as null; all of which may also
     # be there by right.
     suspicious = (_N in data or _I in data) and (b"NaN" in data or b"Infinity" in data)
@@ -130,11 +134,6 @@ def _type_of(data: bytes) -> str | None:
         return None
     kind = value.get("type") if isinstance(value, dict) else None
     return kind if isinstance(kind, str) else None
-
-
-def _cannot_carry(chunk: object, error: Exception) -> InvalidChunk:
-    path, reason = _culprit(chunk, "$", 0) or ("$", str(error))
-    return InvalidChunk(f"JSON cannot carry the value at {path}: {reason}", path=path)
 
 
 def _culprit(value: object, path: str, depth: int) -> tuple[str, str] | None:

@@ -44,7 +44,7 @@ def test_a_forked_child_writes_whatever_its_parent_was_doing(
         thread.start()
     mine = streams.write_to(f"parent-{os.getpid()}", create=True)
     mine.append("before")
-    forks = times(50, 500)
+    forks = times(50, 200)
     for number in range(forks):
         pid = os.fork()
         if not pid:

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_streams import Slot, StoreUnavailable, StreamFenced, WriteTimeout
-from celery_streams.chunks import unframe
+from celery_streams.chunks import encode_json, unframe
 from celery_streams.contracts import JSON, Appended, Attempt, Producer
 from celery_streams.settings import StreamsSettings
 from celery_streams.writing.channel import Channel
@@ -197,7 +197,7 @@ def test_an_exception_from_a_signal_handler_may_strike_anywhere(
 
     before = signal.signal(signal.SIGALRM, strike)
     try:
-        for _ in range(times(300, 20_000)):
+        for _ in range(times(500, 5_000)):
             channel = Channel(
                 SLOT,
                 Producer(str(chance.random()), Attempt("run", "a")),
@@ -209,7 +209,7 @@ def test_an_exception_from_a_signal_handler_may_strike_anywhere(
             with suppress(_Struck):
                 signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-6, 2e-3))
                 while True:
-                    channel.put(b"%d" % accepted)
+                    channel.put(encode_json(accepted))
                     accepted += 1
             channel.put(b"end")
             channel.flush(10)
