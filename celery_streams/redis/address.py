@@ -39,7 +39,8 @@ def parse_address(url: str) -> Address:
         # Its text would quote the URL.
         raise ConfigurationError(
             f"the store URL {redacted(url)!r} cannot be parsed; set CELERY_STREAMS_URL to "
-            f"{_FORMS}, with a number for the port and with / # ? @ : % of the password percent-encoded"
+            f"{_FORMS}, with a number for the port and with / # ? @ : % of the password "
+            "percent-encoded"
         ) from None
     cluster = parts.scheme.endswith(CLUSTER_SUFFIX)
     scheme = parts.scheme.removesuffix(CLUSTER_SUFFIX)

@@ -17,7 +17,7 @@ if writer[5] then
   if seq == applied then
     -- A write, so that WAIT after a resend waits for replicas to have the batch, too.
     redis.call('PEXPIRE', fence, retention)
-    return {'DUPLICATE', tonumber(first), tonumber(stop), tonumber(writer[3])}
+    return {'DUPLICATE', tonumber(first), tonumber(stop), tonumber(writer[4] or writer[3])}
   end
 end
 
