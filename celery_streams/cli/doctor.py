@@ -71,14 +71,21 @@ def examine(streams: Streams, app: Celery) -> Iterator[Finding]:
         yield Finding("fail", "connection", str(told))
         return
     yield _secret(streams)
+    failed = False
     for node in nodes:
         suffix = node.label if len(nodes) > 1 else ""
         for check in (_server, _role, _memory, _persistence, _clock, _latency):
             finding = _safely(check, node)
+            failed |= finding.level == "fail"
             yield Finding(finding.level, finding.what, finding.detail + suffix, finding.advice)
     for examine_link in (_sharded_channels, _scripts, _compare_and_delete):
-        yield _safely(examine_link, streams)
-    yield _safely(_write_and_read, streams)
+        finding = _safely(examine_link, streams)
+        failed |= finding.level == "fail"
+        yield finding
+    if failed:  # it would wait for what cannot come
+        yield Finding("fail", "write and read", "not tried, because of what failed above")
+    else:
+        yield _safely(_write_and_read, streams)
 
 
 def _raw(error: Exception) -> bool:

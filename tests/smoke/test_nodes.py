@@ -63,7 +63,7 @@ class TestStreaming:
 
         backend = setup.backend.config()["host_url"]
         url = backend if setup.backend.container.name != "backend" else backend.rsplit("/", 1)[0]
-        streams = Streams(setup.app, url=url, secret="test secret")
+        streams = Streams(url=url, secret="test secret")
         task = setup.app.send_task("tests.apps.smoke_app.count", (numbers,), queue="celery")
         assert list(streams.read(task.id, timeout=40)) == list(range(numbers))
         assert list(streams.read(task.id, key="progress", timeout=40)) == [{"done": numbers}]

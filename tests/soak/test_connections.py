@@ -10,6 +10,7 @@ import pytest
 from celery_streams import Slot, Streams
 from tests.servers import Cluster, Proxy, ValkeyProcess
 from tests.servers.children import eventually
+from tests.servers.proxy import Direction
 from tests.soak.harness import Report, streams_at, wait_for_progress, writing
 
 pytestmark = pytest.mark.soak
@@ -43,7 +44,7 @@ def test_connections_cut_at_random_bytes_lose_nothing(
     chance = random.Random(seed)
     with Proxy(server.port) as proxy, writing(_via(proxy), SLOT) as fleet:
         for _ in range(times(10, 500)):
-            direction = chance.choice(("up", "down"))
+            direction: Direction = chance.choice(("up", "down"))
             limit = 20_000 if direction == "up" else 300
             assert proxy.cut_after(chance.randrange(limit), direction).wait(60)
             report.injected += 1
