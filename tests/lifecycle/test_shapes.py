@@ -237,7 +237,7 @@ def test_anybody_can_write_to_a_running_task_from_outside(prefork: Client, tmp_p
     result.get(timeout=30)
     assert prefork.chunks(result.id) == [0, 1, "from outside"]
     assert prefork.end(result.id, "extra") == "SUCCESS"
-    queued = prefork.streams.write_to("queued-run", create=True)
+    queued = prefork.streams.write_to(f"queued-{result.id}", create=True)
     assert queued.append("first") == 0
 
 

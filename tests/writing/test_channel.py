@@ -289,3 +289,35 @@ def test_a_failure_of_the_cache_costs_one_stream_its_turn_not_the_others() -> No
     for channel in channels:
         channel.flush(5)
     assert store.chunks == {"a": [b"1"], "b": [b"1"]}
+
+
+def test_a_hot_channel_gets_one_batch_a_round() -> None:
+    """A quiet channel's chunk is in the very next round, however much the hot one has waiting."""
+    flusher, _ = _flusher()
+    rounds: list[list[str]] = []
+    over = threading.Event()
+
+    class Watching(_Store):
+        def append_many(self, appends: Any) -> list[Appended]:
+            rounds.append([append.producer.producer_id for append in appends])
+            if len(rounds) % 5 == 0 and len(rounds) < 100:
+                quiet.put(b"1")
+            if len(rounds) == 150:
+                over.set()
+            if len(rounds) < 150:
+                hot.put(b"2")
+            return super().append_many(appends)
+
+    flusher._store = Watching()
+    settings = StreamsSettings(batch_chunks=1)
+    hot, quiet = (
+        Channel(SLOT, Producer(name, Attempt("run", "a")), JSON, settings, flusher.schedule)
+        for name in ("hot", "quiet")
+    )
+    for _ in range(50):
+        hot.put(b"2")
+    assert over.wait(10)
+    hot.flush(10)
+    assert all(len(names) == len(set(names)) for names in rounds)
+    with_quiet = [place + 1 for place, names in enumerate(rounds) if "quiet" in names]
+    assert with_quiet == [place + 1 for place in range(5, 100, 5)]
