@@ -12,13 +12,11 @@ import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from celery import states
-
 from celery_streams.contracts import Attempt, Authority, Head, Offset, Store
-from celery_streams.errors import ConfigurationError, RunFinished, StreamError, StreamNotFound
+from celery_streams.errors import ConfigurationError, StreamError, StreamNotFound
 from celery_streams.reading.reader import AsyncReader, Reader
 from celery_streams.redis.address import parse_address
-from celery_streams.runs.registry import LOST
+from celery_streams.runs.oversight import RunOversight
 from celery_streams.runtime import AuthorityFactory, BackEnds, Runtime, StoreFactory
 from celery_streams.sessions import Session
 from celery_streams.settings import StreamsSettings
@@ -142,9 +140,7 @@ class Streams:
         Raises (while iterating):
             ReadTimeout, OffsetGone, StoreUnavailable, ConfigurationError.
         """
-        attempt = running.get()
-        if attempt is not None and attempt.chat is not None:
-            return attempt.streams.read(run_id, key, offset=offset, timeout=timeout)
+        self._guard("read")
         return self.open_reader(Slot.run(run_id, key), offset, timeout)
 
     def aread(
@@ -156,6 +152,7 @@ class Streams:
         timeout: float | None = 60.0,
     ) -> AsyncReader:
         """:meth:`read` for an event loop: ``async for chunk in streams.aread(run_id)``."""
+        self._guard("aread")
         return self.open_async_reader(Slot.run(run_id, key), offset, timeout)
 
     def head(self, run_id: str, key: str = "default") -> Head:
@@ -163,7 +160,12 @@ class Streams:
         return self.runtime.store.head(Slot.run(run_id, key))
 
     def keys(self, run_id: str) -> list[str]:
-        """The keys of the streams opened on a run. Raises :class:`StreamNotFound`."""
+        """The keys of the streams opened on a run, sorted.
+
+        Raises:
+            StreamNotFound: there are none (yet), or they have expired.
+            StoreUnavailable: the store cannot be reached.
+        """
         record = self.runtime.registry.describe(run_id)
         if not record.keys:
             raise StreamNotFound(f"run {run_id} has no streams (yet), or they have expired")
@@ -186,13 +188,19 @@ class Streams:
         """A writer on a run's stream, from outside its task; use it as a context manager.
 
         Args:
+            run_id: the task id.
+            key: which of the run's streams.
             create: open the stream even of a run nothing is known of yet (queued, or running
                 without having written).
+            content_type: of a stream this opens: ``application/json`` (default), ``text/*`` for
+                str chunks, anything else for bytes chunks.
 
         Raises:
             StreamNotFound: no such run, as far as the store and the result backend know.
             RunFinished: the run has ended.
+            StoreUnavailable: the store cannot be reached.
         """
+        self._guard("write_to")
         slot = Slot.run(run_id, key)
         if not create:
             self.require_run(run_id)
@@ -259,40 +267,12 @@ class Streams:
         return self._own_writers().close(slot, self.settings.drain_timeout)
 
     def require_run(self, run_id: str) -> None:
-        """Raise :class:`StreamNotFound` or :class:`RunFinished` unless the run can be written."""
-        record = self.runtime.registry.describe(run_id)
-        if record.state is not None:
-            raise RunFinished(
-                f"run {run_id} has finished ({record.state}); its streams are closed",
-                state=record.state,
-            )
-        if record.keys or record.epoch or record.leased:
-            return
-        if self._backend_state(run_id) in (None, states.PENDING):
-            raise StreamNotFound(
-                f"nothing is known of a run {run_id!r}: it has opened no stream, and the result "
-                "backend has no state for it. If it exists and has not written yet, use "
-                "streams.write_to(run_id, key, create=True)"
-            )
+        """See :meth:`RunOversight.require`."""
+        self._oversight().require(run_id)
 
     def end_if_over(self, run_id: str) -> str | None:
-        """Close the streams of a run that is over without its worker having said so.
-
-        Whoever waits for a run looks now and then: its worker's lease may have run out, or
-        the result backend may know that it ended. Returns how the run ended; ``None`` while
-        it has not.
-        """
-        registry = self.runtime.registry
-        record = registry.describe(run_id)
-        if record.state is not None:
-            return record.state
-        known = self._backend_state(run_id)
-        ended = known if known in states.READY_STATES else None
-        if record.leased:
-            return registry.finish_if_lost(run_id, ended or LOST)
-        if ended is not None and (record.keys or record.epoch):
-            registry.finish(Attempt(run_id, "", generation=_ANY), ended)
-        return ended
+        """See :meth:`RunOversight.end_if_over`."""
+        return self._oversight().end_if_over(run_id)
 
     def redelivery_grace(self, task: Any) -> float:
         """Seconds after which the broker delivers a lost worker's message again, if it does."""
@@ -327,6 +307,12 @@ class Streams:
             runtime.drain()
             runtime.link.close()
 
+    def _guard(self, call: str) -> None:
+        """Warn, once per run, a chat-agent task that uses run-scoped streams."""
+        attempt = running.get()
+        if attempt is not None:
+            attempt.streams.guard(call)
+
     def _own_writers(self) -> AttemptWriters:
         runtime = self.runtime
         attempt = Attempt(f"writer-{secrets.token_hex(8)}", secrets.token_hex(8))
@@ -334,15 +320,8 @@ class Streams:
             attempt, runtime.open_channel, runtime.store, runtime.cache, runtime.settings
         )
 
-    def _backend_state(self, run_id: str) -> str | None:
-        app = self._app
-        if app is None or _is_disabled(app.backend):
-            return None
-        try:
-            return str(app.AsyncResult(run_id).state)
-        except Exception as error:
-            logger.info("the result backend did not tell the state of %s: %s", run_id, error)
-            return None
+    def _oversight(self) -> RunOversight:
+        return RunOversight(self.runtime.registry, self._app)
 
     def _url(self) -> str:
         if self.settings.url is not None:
@@ -363,9 +342,6 @@ class Streams:
         )
 
 
-#: A generation no attempt is newer than: the result backend's word is final.
-_ANY = 1 << 52
-
 _live: weakref.WeakSet[Streams] = weakref.WeakSet()
 
 
@@ -376,10 +352,6 @@ def resolve_url(url: str) -> str:
     from celery_streams.embedded import resolve
 
     return resolve(url)
-
-
-def _is_disabled(backend: Any) -> bool:
-    return type(backend).__name__ == "DisabledBackend"
 
 
 def _after_fork_in_child() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,11 @@ _LENGTH = 4
 #: First letters of the words for what JSON cannot carry, NaN and Infinity. `in` finds an
 #: integer in bytes with one memchr; bytes in bytes take ten times as long on a short chunk.
 _N, _I = b"NI"
+#: Digits that Python parses into an integer, by default.
+_LONGEST_INT = 4300
+_LONG_INT = re.compile(rb"\d{%d}" % (_LONGEST_INT + 1))
+#: Types that cannot hold a model, in which pydantic may write null for NaN.
+_SCALARS = frozenset({str, int, bool, type(None)})
 #: How deep the search for the value that cannot be serialized goes.
 _MAX_DEPTH = 100
 
@@ -45,13 +51,13 @@ def encode_json(chunk: object) -> bytes:
             message = f"JSON cannot carry the value at {path}: {reason}"
             raise InvalidChunk(message, path=path) from None
         raise  # not the chunk's fault: a soft time limit struck just there
-    # pydantic writes NaN and infinity as these words, in models as null; all of which may also
-    # be there by right.
-    suspicious = (_N in data or _I in data) and (b"NaN" in data or b"Infinity" in data)
-    suspicious = suspicious or b"null" in data
-    if suspicious and (found := _non_finite(chunk)):
-        path, value = found
-        raise InvalidChunk(f"JSON cannot carry {value!r} at {path}", path=path)
+    if (
+        _N in data
+        or _I in data
+        or len(data) > _LONGEST_INT
+        or (type(chunk) not in _SCALARS and b"null" in data)
+    ):
+        _check_readable(chunk, data)
     return data
 
 
@@ -115,7 +121,10 @@ def unframe(payload: bytes, content_type: str) -> list[bytes]:
 def decode(data: bytes, content_type: str) -> Any:
     """A chunk as its reader sees it: a JSON value, a string or bytes."""
     if content_type == JSON:
-        return from_json(data)
+        try:
+            return from_json(data)
+        except ValueError:
+            return json.loads(data)  # takes deeper nesting
     return data.decode() if content_type.startswith("text/") else data
 
 
@@ -134,6 +143,23 @@ def _type_of(data: bytes) -> str | None:
         return None
     kind = value.get("type") if isinstance(value, dict) else None
     return kind if isinstance(kind, str) else None
+
+
+def _check_readable(chunk: object, data: bytes) -> None:
+    """Refuse what was serialized, but is not JSON or cannot be read back."""
+    constant = b"NaN" in data or b"Infinity" in data  # or part of a string
+    if (constant or b"null" in data) and (found := _non_finite(chunk)):
+        path, value = found
+        raise InvalidChunk(f"JSON cannot carry {value!r} at {path}", path=path)
+    if constant or (len(data) > _LONGEST_INT and _LONG_INT.search(data)):
+        try:
+            json.loads(data, parse_constant=_refuse)
+        except ValueError as error:
+            raise InvalidChunk(f"JSON cannot carry a value in the chunk: {error}") from None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"it contains {constant}")
 
 
 def _culprit(value: object, path: str, depth: int) -> tuple[str, str] | None:

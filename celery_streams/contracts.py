@@ -66,6 +66,8 @@ class Batch:
     seq: int
     payload: bytes = field(repr=False)
     count: int
+    #: If given, the stream's content type must be this one.
+    content_type: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import TypeVar, cast
 
-from celery_streams.contracts import JSON, Attempt, Authority, Producer, Store
+from celery_streams.contracts import JSON, AsyncStore, Attempt, Authority, Producer, Store
 from celery_streams.credentials.authority import RedisAuthority
 from celery_streams.credentials.cache import CredentialCache
-from celery_streams.errors import StreamError
+from celery_streams.errors import ConfigurationError, StreamError
 from celery_streams.redis.address import Address
 from celery_streams.redis.client import AsyncRedisLink, RedisLink
 from celery_streams.redis.layout import Layout
@@ -112,8 +112,20 @@ class Runtime:
         self._channels.add(channel)
         return channel
 
-    def async_store(self) -> AsyncRedisStore:
-        """The running event loop's store (asyncio connections belong to one loop)."""
+    def async_store(self) -> AsyncStore:
+        """The running event loop's store (asyncio connections belong to one loop).
+
+        Raises:
+            ConfigurationError: the configured store can be used by threads only.
+        """
+        if not isinstance(self.store, RedisStore):
+            for_event_loop = getattr(self.store, "for_event_loop", None)
+            if for_event_loop is None:
+                raise ConfigurationError(
+                    f"the store {type(self.store).__name__} cannot be read from an event loop: it "
+                    "has no method for_event_loop() that returns an AsyncStore"
+                )
+            return cast("AsyncStore", for_event_loop())
         loop = asyncio.get_running_loop()
         store = self._async_stores.get(loop)
         if store is None:

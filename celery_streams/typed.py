@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from celery_streams.contracts import Offset
 from celery_streams.errors import InvalidChunk
@@ -60,6 +61,10 @@ class TypedStream(Generic[T]):
             return self._adapter.dump_python(self._adapter.validate_python(value), mode="json")
         except ValidationError as error:
             raise self._refusal(error, "the value") from None
+        except (PydanticSerializationError, UnicodeError) as error:
+            raise InvalidChunk(
+                f"the value for the stream {self.key!r} cannot be serialized: {error}"
+            ) from None
 
     def _parsed(self, chunk: Any) -> T:
         try:

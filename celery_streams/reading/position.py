@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from pydantic_core import from_json
@@ -15,6 +16,8 @@ from celery_streams.chunks import unframe
 from celery_streams.contracts import JSON, Entry, Head, Offset, Page
 from celery_streams.errors import (
     ChunksLost,
+    ConfigurationError,
+    InvalidChunk,
     InvalidOffset,
     OffsetGone,
     ReadTimeout,
@@ -74,6 +77,11 @@ class Position:
     def __init__(
         self, slot: Slot, offset: Offset, timeout: float | None, recheck: float, decode: Decode
     ) -> None:
+        seconds: object = timeout
+        if seconds is not None and not (isinstance(seconds, (int, float)) and seconds >= 0):
+            raise ConfigurationError(
+                f"timeout {timeout!r} is neither a number of seconds from 0 nor None (for ever)"
+            )
         self.slot = slot
         self.closed: str | None = None
         self.start: Offset = check_offset(offset)
@@ -110,11 +118,12 @@ class Position:
         # Not as short as the rest may be: it also holds after the next chunk.
         return max(even, min(self._recheck, self._timeout) / 4)
 
-    def unread(self, entry: Entry, content_type: str) -> list[Any]:
+    def unread(self, entry: Entry, content_type: str) -> Iterable[Any]:
         """The decoded chunks of an entry from ``offset`` on.
 
         Raises:
             OffsetGone: chunks between ``offset`` and the entry are missing.
+            InvalidChunk: (when it comes to it) a chunk that cannot be decoded.
         """
         if entry.start > self.offset:
             raise OffsetGone(
@@ -126,11 +135,21 @@ class Position:
         done = self.offset - entry.start
         if self._decode is decode_chunk and content_type == JSON and not done:
             # Compact JSON contains no raw newline: parse the batch in one go.
-            return from_json(b"[%b]" % entry.payload.replace(b"\n", b","))  # type: ignore[no-any-return]
-        return [
-            self._decode(piece, content_type)
-            for piece in unframe(entry.payload, content_type)[done:]
-        ]
+            with suppress(ValueError):
+                chunks: list[Any] = from_json(b"[%b]" % entry.payload.replace(b"\n", b","))
+                return chunks
+        return self._one_by_one(unframe(entry.payload, content_type)[done:], content_type)
+
+    def _one_by_one(self, pieces: list[bytes], content_type: str) -> Iterator[Any]:
+        for piece in pieces:
+            try:
+                chunk = self._decode(piece, content_type)
+            except ValueError as error:
+                raise InvalidChunk(
+                    f"chunk {self.offset} of {self.slot} cannot be decoded as {content_type}: "
+                    f"{error}. Read on after it with offset={self.offset + 1}"
+                ) from error
+            yield chunk
 
     def took(self, page: Page) -> bool:
         """Take note of a page whose chunks were delivered; whether it brought nothing.

@@ -13,6 +13,7 @@ from typing import Any
 from celery_streams.contracts import JSON, Append, Appended, Attempt, Credentials, Entry, Head, Page
 from celery_streams.errors import (
     ChunksLost,
+    ConfigurationError,
     CredentialsRejected,
     OffsetGone,
     StreamClosed,
@@ -66,6 +67,7 @@ class Commands:
                 self._retention,
                 self._max_chunks,
                 lease,
+                batch.content_type or "",
             ),
             partial(_appended, slot),
         )
@@ -163,6 +165,11 @@ def refusal(slot: Slot, reason: str, detail: str) -> StreamError:
             )
         case "REJECTED":
             return CredentialsRejected(f"the store refused the credentials for {slot}: {detail}")
+        case "TYPE":
+            return ConfigurationError(
+                f"{slot} is a stream of {detail}, and this writer writes another content type; "
+                "use another key"
+            )
         case "MISSING":
             return StreamNotFound(f"there is no stream {slot}, or it has expired")
     return StreamError(f"the store refused a command for {slot}: {reason} {detail}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from celery import states
@@ -13,7 +14,7 @@ from celery.exceptions import Ignore, Reject, Retry
 from celery_streams.chat.agent import ChatAgent
 from celery_streams.chat.context import Chat, session_id_of
 from celery_streams.contracts import Head
-from celery_streams.errors import StreamError
+from celery_streams.errors import ConfigurationError, StreamError
 from celery_streams.runtime import Ending
 from celery_streams.slots import Slot
 from celery_streams.task.guardrail import Guardrail
@@ -88,10 +89,17 @@ class RunningAttempt:
             if self._goes_on(state):
                 if opened:
                     self._suspend()
-            elif opened or children or not self.identity.first or self._number > 1:
-                self._owner.runtime.end_run(Ending(self.identity.attempt, state, always=children))
+            elif opened:
+                self._end(state, always=children)
+            elif children or not self.identity.first or self._number > 1:
+                # Others may have written to this run, or an earlier attempt of it.
+                with suppress(ConfigurationError):  # no store, so nobody has
+                    self._end(state, always=children)
         if self._writers is not None:
             self._owner.runtime.leave(self.identity.attempt)
+
+    def _end(self, state: str, *, always: bool) -> None:
+        self._owner.runtime.end_run(Ending(self.identity.attempt, state, always=always))
 
     def drain_before_successor(self) -> None:
         """Make durable what was written before a message for the run's next attempt is sent.

@@ -80,8 +80,7 @@ class RunStreams:
         timeout: float | None = None,
     ) -> int:
         """Write one chunk, wait until it is durable, return its sequence number."""
-        if self._guardrail is not None:
-            self._guardrail("append")
+        self.guard("append")
         return self._named(key, target).append(chunk, timeout=timeout)
 
     def writer(
@@ -92,8 +91,7 @@ class RunStreams:
         ``content_type`` is that of a stream this writer opens: ``application/json`` (default),
         ``text/*`` for str chunks, anything else for bytes chunks.
         """
-        if self._guardrail is not None:
-            self._guardrail("writer")
+        self.guard("writer")
         return self._open(key, target, content_type)
 
     @overload
@@ -110,8 +108,7 @@ class RunStreams:
         target: str = "self",
     ) -> Iterator[T] | AsyncIterator[T]:
         """Yield the items of ``source`` on while writing them (async if the source is)."""
-        if self._guardrail is not None:
-            self._guardrail("pipe")
+        self.guard("pipe")
         writer = self._open(key, target)
         if isinstance(source, AsyncIterable):
             return writer.apipe(source)
@@ -126,8 +123,7 @@ class RunStreams:
         timeout: float | None = 60.0,
     ) -> Reader:
         """Read a stream of another run (or this one). See :meth:`celery_streams.Streams.read`."""
-        if self._guardrail is not None:
-            self._guardrail("read")
+        self.guard("read")
         slot = Slot.run(self.run_id if run_id is None else run_id, key)
         return self._open_reader(slot, offset, timeout)
 
@@ -151,6 +147,11 @@ class RunStreams:
         """End one stream now; without this, streams end with the run."""
         slot = Slot.run(self._identity.resolve(target), key)
         return self._writers().close(slot, self._drain_timeout)
+
+    def guard(self, call: str) -> None:
+        """Warn a chat-agent run that uses run-scoped streams, the first time."""
+        if self._guardrail is not None:
+            self._guardrail(call)
 
     def forget_writers(self) -> None:
         """Start anew in a forked child: its parent's buffers are not its own."""

@@ -21,6 +21,9 @@ from celery_streams.errors import StreamError, WriteTimeout
 from celery_streams.settings import StreamsSettings
 from celery_streams.slots import Slot
 
+#: Chunks one channel holds at most, however small: each costs memory beyond its bytes.
+MOST_PENDING = 200_000
+
 
 @dataclass(frozen=True, slots=True)
 class WriteResult:
@@ -94,7 +97,9 @@ class Channel:
             with self._lock:
                 if self._error is not None:
                     raise self._ended()
-                full = self._bytes and self._bytes + len(data) > self._limit
+                full = self._bytes and (
+                    self._bytes + len(data) > self._limit or len(self._pending) >= MOST_PENDING
+                )
                 if full:
                     waiter = self._new_waiter()
                 else:
@@ -174,7 +179,9 @@ class Channel:
                 return None
             chunks = self._cut()
             self._flying_bytes = sum(map(len, chunks))
-            self._flying = Batch(self._seq, frame(chunks, self.content_type), len(chunks))
+            self._flying = Batch(
+                self._seq, frame(chunks, self.content_type), len(chunks), self.content_type
+            )
             return self._flying
 
     def acknowledged(self, appended: Appended) -> tuple[int, int, bool]:

@@ -75,8 +75,8 @@ class Writer:
         """Write every item of ``source``; returns how many.
 
         An async source is consumed here and now on an event loop of its own; inside a running
-        event loop use :meth:`amerge`. An item that is refused ends the merge with its error,
-        and evicts the slot's credentials, as every failure of a writer does.
+        event loop use :meth:`amerge`. An item that is refused ends the merge with its error;
+        an oversized one also evicts the slot's credentials, as every failure of a writer does.
         """
         if isinstance(source, AsyncIterable):
             return _run(self.amerge(source))

@@ -8,6 +8,7 @@ import json
 import math
 import pickle
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -298,3 +299,28 @@ def test_every_error_survives_pickle_and_copy_with_its_attributes(kind: type[Str
         assert {name: getattr(again, name) for name in names} == given
     assert str(kind(*error.args)) == "what happened"
     assert kind.__name__ in dir(__import__("celery_streams"))
+
+
+def test_what_could_not_be_read_back_is_refused_where_it_is_written() -> None:
+    """An integer of more digits than Python parses would block every reader of the stream."""
+    with pytest.raises(InvalidChunk, match="digits"):
+        encode_json({"a": 10**4400})
+    assert decode(encode_json({"a": "1" * 5000}), JSON) == {"a": "1" * 5000}
+
+
+def test_deep_nesting_is_read_back() -> None:
+    """What the serializer takes, the reader takes."""
+    value: object = 1
+    for _ in range(240):
+        value = [value]
+    assert decode(encode_json(value), JSON) == value
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [deque([float("nan")]), (number for number in (1.0, float("inf"))), {"a": deque([math.nan])}],
+)
+def test_nan_is_refused_in_whatever_it_hides(chunk: object) -> None:
+    """Decided on the serialized bytes, so no container is forgotten."""
+    with pytest.raises(InvalidChunk, match=r"NaN|Infinity|nan|inf"):
+        encode_json(chunk)

@@ -122,3 +122,18 @@ def test_a_typed_stream_has_a_valid_key_and_writes_inside_tasks_only(streams: St
         streams.define("../x", Token)
     with pytest.raises(OutsideTask, match=r"streams\.write_to"):
         streams.define("tokens", Token).write(Token(text="a"))
+
+
+class Raw(BaseModel):
+    """A model whose bytes JSON cannot carry."""
+
+    data: bytes
+
+
+@pytest.mark.parametrize(("kind", "value"), [(Any, object()), (Raw, Raw(data=b"\xff\xfe"))])
+def test_a_value_that_cannot_be_serialized_is_refused(
+    streams: Streams, kind: Any, value: Any
+) -> None:
+    """Fitting the type is not enough: what pydantic cannot write is a clear error, too."""
+    with pytest.raises(InvalidChunk, match="cannot be serialized"):
+        streams.define("raw", kind)._fitting(value)

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- The run has ended: record how, and close every stream registered on it.
 local run, keys = KEYS[1], KEYS[2]
 local state, base, retention = ARGV[1], ARGV[2], tonumber(ARGV[3])

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- The attempt ends but the run does not (retry, replacement): nobody's lease is running.
 local run = KEYS[1]
 local attempt = ARGV[1]

@@ -5,6 +5,7 @@ local grant, channel = ARGV[1], ARGV[2]
 local producer, seq, count, payload = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
 local attempt, generation, redelivered = ARGV[7], tonumber(ARGV[8]), ARGV[9] == '1'
 local retention, max_chunks, lease = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])
+local content_type = ARGV[13] -- what the stream must be; empty: anything
 -- Returns {'OK' | 'DUPLICATE', offset, end, epoch}, or {reason, detail}.
 --#include claim
 
@@ -21,7 +22,7 @@ if writer[5] then
   end
 end
 
-local stream = redis.call('HMGET', meta, 'end', 'closed', 'g/' .. grant, 'touched')
+local stream = redis.call('HMGET', meta, 'end', 'closed', 'g/' .. grant, 'touched', 'type')
 if stream[2] then
   return {'CLOSED', stream[2]}
 end
@@ -29,6 +30,9 @@ local now = redis.call('TIME')
 now = tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000)
 if not stream[1] or not stream[3] or tonumber(stream[3]) <= now then
   return {'REJECTED', stream[3] and 'expired' or 'unknown'}
+end
+if content_type ~= '' and stream[5] ~= content_type then
+  return {'TYPE', stream[5]}
 end
 local epoch, claimed = judge(writer, attempt, generation, redelivered)
 if not epoch then

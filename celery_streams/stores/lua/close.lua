@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- End one stream for good, if the caller may.
 local meta, log, fence, run = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local grant, channel, state, retention = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Remove one stream and its chunks; readers of it are told.
 local meta, log, keys = KEYS[1], KEYS[2], KEYS[3]
 local key, channel = ARGV[1], ARGV[2]
