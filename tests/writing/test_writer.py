@@ -289,3 +289,19 @@ def test_a_closed_stream_refuses_writers_with_its_end(
 
 def _end(streams: Any, slot: Slot) -> int:
     return int(streams.runtime.store.head(slot).end)
+
+
+def test_a_writer_of_another_content_type_is_refused_though_credentials_are_cached(
+    open_streams: OpenStreams, slot: Slot
+) -> None:
+    """The fleet's credentials do not say what the stream is made of; the store does."""
+    streams = open_streams()
+    with streams.open_writer(slot, "text/plain") as text:
+        text.write("a")
+    json_writer = streams.open_writer(slot)
+    json_writer.write({"b": 1})
+    with pytest.raises(ConfigurationError, match="is a stream of text/plain"):
+        json_writer.wait(timeout=10)
+    with streams.open_writer(slot, "text/plain") as text:
+        text.write("c")
+    assert streams.runtime.store.head(slot).end == 2
