@@ -51,6 +51,20 @@ class Call(Generic[T]):
         return (verb, body, len(self.keys), *self.keys, *self.args)
 
 
+def packed(commands: Sequence[Sequence[Arg]]) -> bytes:
+    """Commands as the server reads them: RESP arrays of bulk strings, one after the other.
+
+    redis-py's own packer takes a fifth of an append's time on this side.
+    """
+    parts: list[bytes] = []
+    for words in commands:
+        parts.append(b"*%d\r\n" % len(words))
+        for word in words:
+            data = word if isinstance(word, bytes) else str(word).encode()
+            parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
+    return b"".join(parts)
+
+
 @dataclass(frozen=True, slots=True)
 class Hop:
     """The next step of one call. ``asked`` is the node a migrating slot was asked of."""

@@ -19,7 +19,7 @@ import redis.asyncio as aioredis
 import redis.exceptions as rx
 
 from celery_streams.redis.address import Address
-from celery_streams.redis.calls import Arg, Call, Hop, Replicas, Sending
+from celery_streams.redis.calls import Arg, Call, Hop, Replicas, Sending, packed
 from celery_streams.redis.connect import (
     AsyncClient,
     AsyncConnection,
@@ -270,7 +270,7 @@ def _exchange(
     """Send commands on one connection and read as many replies; error replies are values."""
     connection = pool.get_connection() if lane is None else lane.connection(pool)
     try:
-        connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+        connection.send_packed_command([packed(commands)], check_health=False)
         replies = []
         for _ in commands:
             try:
@@ -292,7 +292,7 @@ async def _exchange_async(
     """See :func:`_exchange`. Cancelled, it leaves no connection behind."""
     connection = await pool.get_connection()
     try:
-        await connection.send_packed_command(connection.pack_commands(commands))
+        await connection.send_packed_command([packed(commands)])
         replies = []
         for _ in commands:
             try:
