@@ -35,11 +35,13 @@ class Report:
     notes: dict[str, object] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        notes = "".join(f", {name} {value}" for name, value in self.notes.items())
-        return (
-            f"{self.fault:<44} {self.injected:>5} times, {self.written:>8} chunks, "
-            f"{self.lost} lost, {self.duplicated} duplicated, {self.disordered} out of order{notes}"
+        chunks = (
+            f", {self.written:>8} chunks, {self.lost} lost, {self.duplicated} duplicated, "
+            f"{self.disordered} out of order"
         )
+        notes = "".join(f", {name} {value}" for name, value in self.notes.items())
+        # A fault that hits no writer says nothing of chunks.
+        return f"{self.fault:<50} {self.injected:>5} times{chunks if self.written else ''}{notes}"
 
     def add(self, other: Report) -> None:
         """Count another part of the same fault in."""
