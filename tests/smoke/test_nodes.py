@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 from pytest_celery import CeleryTestSetup
 
-needs_streams = pytest.mark.skipif(
-    importlib.util.find_spec("celery_streams.app") is None, reason="celery_streams.app is not there"
-)
+from celery_streams import Streams
 
 
 def _add(setup: CeleryTestSetup, x: int, y: int, module: str = "plain_app") -> int:
@@ -49,7 +45,6 @@ def test_a_worker_node_finds_its_restarted_broker(celery_setup: CeleryTestSetup)
     assert _add(celery_setup, 2, 3) == 5
 
 
-@needs_streams
 class TestStreaming:
     """The same set-up, with an app that streams."""
 
@@ -59,8 +54,6 @@ class TestStreaming:
         return "tests.apps.smoke_app"
 
     def _read_all(self, setup: CeleryTestSetup, numbers: int) -> None:
-        from celery_streams import Streams
-
         backend = setup.backend.config()["host_url"]
         url = backend if setup.backend.container.name != "backend" else backend.rsplit("/", 1)[0]
         streams = Streams(url=url, secret="test secret")
