@@ -12,7 +12,7 @@ _COLUMNS = ("figure", "value", "unit", "beside", "its value", "ratio", "budget",
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What section 6 of the design asks of a figure, and whether it is so."""
+    """The budget of a figure, and whether it is kept."""
 
     text: str
     met: bool
