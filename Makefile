@@ -14,8 +14,8 @@ OLDEST := .venv-oldest
 BIN := $(VENV)/bin
 TOPIC ?= json.dumps
 ARGS ?=
-# Two processes: most tests wait for servers more than they compute.
-PARALLEL ?= -n 2
+# More processes than cores: most tests wait for servers more than they compute.
+PARALLEL ?= -n 3
 
 # Folders with Python files in them.
 TYPED = $(sort $(patsubst %/,%,$(dir $(wildcard \

@@ -310,7 +310,7 @@ class Streams:
     def _guard(self, call: str) -> None:
         """Warn, once per run, a chat-agent task that uses run-scoped streams."""
         attempt = running.get()
-        if attempt is not None:
+        if attempt is not None and attempt.chat is not None:
             attempt.streams.guard(call)
 
     def _own_writers(self) -> AttemptWriters:
@@ -330,11 +330,15 @@ class Streams:
         if self._app is not None:
             candidates = (self._app.conf.result_backend, self._app.conf.broker_url)
         for candidate in candidates:
+            if isinstance(candidate, (list, tuple)):
+                candidate = candidate[0] if candidate else ""
             first = str(candidate or "").split(";")[0]
             if first.startswith(("redis://", "rediss://", "redis+cluster://")):
-                return first
+                # Celery's spelling of the TLS option, and redis-py's.
+                return first.replace("=CERT_NONE", "=none").replace("=CERT_REQUIRED", "=required")
             if first.startswith("redis+socket://"):
-                return "unix://" + first.removeprefix("redis+socket://")
+                rest = first.removeprefix("redis+socket://")
+                return "unix://" + rest.replace("virtual_host=", "db=")
         raise ConfigurationError(
             "no store is configured, and neither Celery's result backend nor its broker is "
             "Redis: set CELERY_STREAMS_URL (or app.conf.streams_url), for example to "

@@ -191,8 +191,8 @@ def _non_finite(value: object, path: str = "$") -> tuple[str, float] | None:
 
 def _children(value: object) -> Iterator[tuple[str, object]]:
     if isinstance(value, Mapping):
-        yield from ((f".{key}", key) for key in value if not isinstance(key, (int, bool)))
-        yield from ((f".{key}", child) for key, child in value.items())
+        yield from ((_step(key), key) for key in value if not isinstance(key, (int, bool)))
+        yield from ((_step(key), child) for key, child in value.items())
     elif isinstance(value, (list, tuple, set, frozenset)):
         yield from ((f"[{place}]", child) for place, child in enumerate(value))
     elif isinstance(value, BaseModel):
@@ -200,3 +200,8 @@ def _children(value: object) -> Iterator[tuple[str, object]]:
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
             yield f".{field.name}", getattr(value, field.name)
+
+
+def _step(key: object) -> str:
+    text = str(key)
+    return f".{text}" if text.isprintable() else f"[{text!a}]"

@@ -84,18 +84,29 @@ class Reader(_Reading, Iterator[Any]):
         on_idle: OnIdle | None = None,
     ) -> None:
         self._position = Position(slot, offset, timeout, recheck, decode)
+        self._store = store
+        self._on_idle = on_idle
+        self._stopped = False
         # Not a method of this object: no cycle, so a reader that is let go of is closed at once.
         self._chunks = _chunks(store, self._position, on_idle)
 
     def __iter__(self) -> Iterator[Any]:
-        return self._chunks  # without a Python call per chunk in between
+        return self._current()  # without a Python call per chunk in between
 
     def __next__(self) -> Any:
-        return next(self._chunks)
+        return next(self._current())
 
     def close(self) -> None:
         """Stop reading and release the connection; safe to repeat."""
+        self._stopped = True
         self._chunks.close()
+
+    def _current(self) -> Generator[Any, None, None]:
+        """Where the iteration is; after an error (a timeout, say) it goes on at the offset."""
+        chunks: Any = self._chunks
+        if chunks.gi_frame is None and self.closed is None and not self._stopped:
+            self._chunks = _chunks(self._store, self._position, self._on_idle)
+        return self._chunks
 
     def __enter__(self) -> Self:
         return self
@@ -128,17 +139,28 @@ class AsyncReader(_Reading, AsyncIterator[Any]):
         on_idle: AsyncOnIdle | None = None,
     ) -> None:
         self._position = Position(slot, offset, timeout, recheck, decode)
+        self._store = store
+        self._on_idle = on_idle
+        self._stopped = False
         self._chunks = _achunks(store, self._position, on_idle)
 
     def __aiter__(self) -> AsyncIterator[Any]:
-        return self._chunks
+        return self
 
     async def __anext__(self) -> Any:
-        return await anext(self._chunks)
+        return await anext(self._current())
 
     async def aclose(self) -> None:
         """Stop reading and release the connection; safe to repeat."""
+        self._stopped = True
         await self._chunks.aclose()
+
+    def _current(self) -> AsyncGenerator[Any, None]:
+        """See :meth:`Reader._current`: also after ``asyncio.wait_for`` cancelled a wait."""
+        chunks: Any = self._chunks
+        if chunks.ag_frame is None and self.closed is None and not self._stopped:
+            self._chunks = _achunks(self._store, self._position, self._on_idle)
+        return self._chunks
 
     async def __aenter__(self) -> Self:
         return self

@@ -8,7 +8,8 @@ timeouts (a silent server must become an error, never a hang).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import redis
@@ -17,8 +18,10 @@ import redis.asyncio.connection
 import redis.connection
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
 from redis.retry import Retry
 
+from celery_streams.errors import ConfigurationError
 from celery_streams.redis.address import Address
 from celery_streams.settings import StreamsSettings
 
@@ -36,7 +39,11 @@ def connect(address: Address, settings: StreamsSettings) -> SyncClient:
         return redis.RedisCluster.from_url(
             address.url, retry=Retry(NoBackoff(), 0), require_full_coverage=False, **options
         )
-    return redis.Redis.from_url(address.url, retry=Retry(NoBackoff(), 0), **options)
+    with _explained(address):
+        client = redis.Redis.from_url(address.url, retry=Retry(NoBackoff(), 0), **options)
+        # Made for nothing but to learn now whether it takes the URL's options.
+        client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
+    return client
 
 
 def connect_async(address: Address, settings: StreamsSettings) -> AsyncClient:
@@ -46,7 +53,8 @@ def connect_async(address: Address, settings: StreamsSettings) -> AsyncClient:
         return aioredis.RedisCluster.from_url(
             address.url, retry=AsyncRetry(NoBackoff(), 0), require_full_coverage=False, **options
         )
-    return aioredis.Redis.from_url(address.url, retry=AsyncRetry(NoBackoff(), 0), **options)
+    with _explained(address):
+        return aioredis.Redis.from_url(address.url, retry=AsyncRetry(NoBackoff(), 0), **options)
 
 
 async def heeding_cancellation(work: Awaitable[T]) -> T:
@@ -61,6 +69,16 @@ async def heeding_cancellation(work: Awaitable[T]) -> T:
     if task and task.cancelling() > before:
         raise asyncio.CancelledError
     return result
+
+
+@contextmanager
+def _explained(address: Address) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError, RedisError) as error:
+        raise ConfigurationError(
+            f"the store URL {address} has an option in its query that redis-py refuses: {error}"
+        ) from None
 
 
 def _options(address: Address, settings: StreamsSettings) -> dict[str, Any]:

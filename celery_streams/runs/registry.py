@@ -119,10 +119,16 @@ class RunRegistry:
         )
 
     def _renewal(self, attempt: Attempt) -> Call[bool]:
+        slot = _any_slot(attempt.run_id)
         return Call(
             _script("renew"),
-            (self._layout.owner(_any_slot(attempt.run_id)),),
-            (attempt.attempt_id, self._lease + attempt.grace_ms, self._retention),
+            (self._layout.owner(slot), self._layout.keys(slot)),
+            (
+                attempt.attempt_id,
+                self._lease + attempt.grace_ms,
+                self._retention,
+                self._layout.base(slot),
+            ),
             bool,
         )
 

@@ -28,17 +28,50 @@ if TYPE_CHECKING:
 logger = logging.getLogger("celery_streams.task")
 
 
+class RefusedAttempt:
+    """A task whose id cannot name a run: it runs as ever, and its streams say why they do not."""
+
+    chat = None
+
+    def __init__(self, task_id: str, error: StreamError) -> None:
+        self.run_id = task_id
+        self.executing = False
+        self.replaced = False
+        self._error = error
+
+    @property
+    def streams(self) -> RunStreams:
+        """Raises what is wrong with the id."""
+        raise self._error
+
+    def execute(self, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Call the task's body."""
+        self.executing = True
+        try:
+            return run(*args, **kwargs)
+        finally:
+            self.executing = False
+
+    def leave(self, state: str | None) -> None:
+        """Nothing was opened."""
+
+    def drain_before_successor(self) -> None:
+        """Nothing was written."""
+
+
 class RunningAttempt:
     """A task that is executing. Does no I/O until the task uses a stream."""
 
     def __init__(self, owner: Streams, task: Any, identity: RunIdentity, args: Any) -> None:
         self.identity = identity
+        self.run_id = identity.run_id
         self.executing = False
         self.replaced = False
         self._owner = owner
         self._task = task
         self._writers: AttemptWriters | None = None
         self._opening = threading.Lock()
+        self._drain_failed = False
         self._raised: BaseException | None = None
         self._number = 1 if identity.first else 0
         self.streams = RunStreams(
@@ -81,7 +114,8 @@ class RunningAttempt:
 
         ``state`` is Celery's; ``None`` when an exception propagates out of Celery's tracer.
         """
-        self._drain(fail=False)
+        if not self._drain_failed:
+            self._drain(fail=False)
         opened = self._writers is not None and self._own_slot_opened()
         state = state or self._state_of_exception()
         if state is not None:
@@ -148,6 +182,7 @@ class RunningAttempt:
         try:
             self._writers.drain(self._owner.settings.drain_timeout)
         except StreamError as error:
+            self._drain_failed = True
             if fail:
                 raise
             logger.error(

@@ -9,10 +9,12 @@ from celery_streams.errors import OutsideTask
 
 if TYPE_CHECKING:
     from celery_streams.chat.context import Chat
-    from celery_streams.task.attempt import RunningAttempt
+    from celery_streams.task.attempt import RefusedAttempt, RunningAttempt
     from celery_streams.task.run_streams import RunStreams
 
-running: ContextVar[RunningAttempt | None] = ContextVar("celery_streams_attempt", default=None)
+running: ContextVar[RunningAttempt | RefusedAttempt | None] = ContextVar(
+    "celery_streams_attempt", default=None
+)
 
 
 def run_streams() -> RunStreams:

@@ -29,7 +29,7 @@ from celery_streams.chat.agent import ChatAgent
 from celery_streams.contracts import Attempt
 from celery_streams.errors import StreamError
 from celery_streams.runtime import Ending
-from celery_streams.task.attempt import RunningAttempt
+from celery_streams.task.attempt import RefusedAttempt, RunningAttempt
 from celery_streams.task.current import run_chat, run_streams, running
 from celery_streams.task.identity import identify
 
@@ -56,13 +56,24 @@ class Lifecycle:
         app = self._app
         app._task_from_fun = self._instrumenting(app._task_from_fun)
         app.register_task = self._instrumenting(app.register_task)
-        for task in list(app._tasks.values()):
-            self._instrument(task)
+        self._instrument_all()
+        # Tasks declared before this was installed are made at their first use, or when the app
+        # is finalized.
+        for promise in app._pending:
+            promise.__then__(self._instrument_promised, promise)
+        app.on_after_finalize.connect(self._instrument_all, weak=False)
         signals.task_prerun.connect(self._on_prerun, weak=False)
         signals.task_postrun.connect(self._on_postrun, weak=False)
         signals.task_received.connect(self._on_received, weak=False)
         signals.task_failure.connect(self._on_failure, weak=False)
         signals.task_revoked.connect(self._on_revoked, weak=False)
+
+    def _instrument_all(self, *_: Any, **__: Any) -> None:
+        for task in list(self._app._tasks.values()):
+            self._instrument(task)
+
+    def _instrument_promised(self, promise: Any) -> None:
+        self._instrument(promise._get_current_object())
 
     def _instrumenting(self, register: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(register)
@@ -136,13 +147,17 @@ class Lifecycle:
             identity = identify(
                 task.request,
                 grace=self._owner.redelivery_grace(task),
-                inside=outer.identity if outer is not None else None,
+                inside=outer.identity if isinstance(outer, RunningAttempt) else None,
             )
-            attempt = RunningAttempt(self._owner, task, identity, (args, kwargs or {}))
+            attempt: RunningAttempt | RefusedAttempt = RunningAttempt(
+                self._owner, task, identity, (args, kwargs or {})
+            )
         except StreamError as error:
-            # Celery swallows what a signal handler raises: the body's wrapper raises it.
-            task.request._celery_streams_error = error
-            return
+            if isinstance(task, ChatAgent):
+                # Celery swallows what a signal handler raises: the body's wrapper raises it.
+                task.request._celery_streams_error = error
+                return
+            attempt = RefusedAttempt(task_id, error)
         task.request._celery_streams_token = running.set(attempt)
 
     def _on_postrun(self, task_id: str, task: Any, state: str | None = None, **_: Any) -> None:
@@ -163,7 +178,7 @@ class Lifecycle:
 
     def _on_failure(self, sender: Any, task_id: str, **_: Any) -> None:
         attempt = running.get()
-        if not self._mine(sender) or (attempt is not None and attempt.identity.run_id == task_id):
+        if not self._mine(sender) or (attempt is not None and attempt.run_id == task_id):
             return
         request = sender.request
         if request.id != task_id and (received := self._received.get(task_id)) is not None:

@@ -80,6 +80,7 @@ class Channel:
         self._end = 0
         self._scheduled = False
         self._lost = 0  # accepted, and given up when this writer ended
+        self._reported = 0  # of the lost ones: those whose append() raised
         self._error: StreamError | None = None
         self._awaited: dict[int, int] = {}  # chunk's place in this channel -> its offset, or -1
 
@@ -160,6 +161,14 @@ class Channel:
             return None if self._error is None else self._ended()
 
     @property
+    def unreported(self) -> StreamError | None:
+        """What has ended this writer, if chunks were lost that nobody has been told of."""
+        with self._lock:
+            if self._error is None or self._accepted() - self._durable <= self._reported:
+                return None
+            return self._ended()
+
+    @property
     def unsent(self) -> int:
         """Chunks accepted and not known to be durable."""
         with self._lock:
@@ -206,6 +215,8 @@ class Channel:
         """End this writer: whoever waits, and whoever writes from now on, gets ``error``."""
         with self._lock:
             self._lost = self._accepted() - self._durable
+            # Whoever waits for a chunk of its own is told of it by the error it gets.
+            self._reported = sum(place >= self._durable for place in self._awaited)
             self._error = error
             self._pending.clear()
             self._flying = None

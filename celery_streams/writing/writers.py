@@ -77,11 +77,13 @@ class AttemptWriters:
         failures: list[StreamError] = []
         for channel in list(self._channels.values()):
             try:
-                channel.flush(max(0.0, deadline - time.monotonic()))
-                if (ended := channel.error) is not None and ended.unsent:
-                    failures.append(ended)
+                if channel.error is None:
+                    channel.flush(max(0.0, deadline - time.monotonic()))
             except StreamError as error:
-                failures.append(error)
+                if channel.error is None:
+                    failures.append(error)
+            if (ended := channel.unreported) is not None:
+                failures.append(ended)
         if failures:
             first, *others = failures
             for other in others:

@@ -19,7 +19,7 @@ local function judge(seen, attempt, generation, redelivered)
   return epoch + 1, true
 end
 
-local function take(fence, attempt, generation, epoch)
+local function take(fence, attempt, generation, epoch, redelivered)
   redis.call('HSET', fence, 'attempt', attempt, 'generation', generation, 'epoch', epoch,
-    'a/' .. attempt, epoch)
+    'a/' .. attempt, epoch, 'redelivered', redelivered and 1 or 0)
 end

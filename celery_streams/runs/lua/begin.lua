@@ -18,7 +18,7 @@ end
 if claimed then
   local now = redis.call('TIME')
   now = tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000)
-  take(run, attempt, generation, epoch)
+  take(run, attempt, generation, epoch, redelivered)
   redis.call('HSET', run, 'lease', now + lease)
   redis.call('PEXPIRE', run, retention)
 end

@@ -12,7 +12,7 @@ local always, only_lost = ARGV[7] == '1', ARGV[8] == '1'
 --#include claim
 
 local seen = redis.call('HMGET', run, 'attempt', 'generation', 'epoch', 'a/' .. attempt, 'state',
-  'lease')
+  'lease', 'redelivered')
 if seen[5] then
   return {'ALREADY', seen[5]}
 end
@@ -27,7 +27,8 @@ if only_lost then
     return {'ALIVE', ''}
   end
 elseif attempt == '' then
-  if seen[2] and tonumber(seen[2]) > generation then
+  local newest = tonumber(seen[2] or '-1')
+  if newest > generation or (newest == generation and seen[7] == '1' and not redelivered) then
     return {'SUPERSEDED', ''}
   end
 elseif not judge(seen, attempt, generation, redelivered) then
@@ -35,7 +36,7 @@ elseif not judge(seen, attempt, generation, redelivered) then
 end
 
 redis.call('HSET', run, 'state', state)
-redis.call('HDEL', run, 'lease')
+redis.call('HDEL', run, 'lease', 'redelivered')
 redis.call('PEXPIRE', run, retention)
 redis.call('PEXPIRE', keys, retention)
 for _, key in ipairs(registered) do

@@ -53,7 +53,7 @@ else
 end
 redis.call('HSET', meta, 'end', stop)
 if claimed then
-  take(fence, attempt, generation, epoch)
+  take(fence, attempt, generation, epoch, redelivered)
   if lease > 0 then
     redis.call('HSET', fence, 'lease', now + lease)
   end

@@ -32,7 +32,7 @@ if not epoch then
   return {'FENCED', writer[3]}
 end
 if claimed then
-  take(fence, attempt, generation, epoch)
+  take(fence, attempt, generation, epoch, redelivered)
   redis.call('PEXPIRE', fence, retention)
 end
 redis.call('HSET', meta, 'closed', state)
