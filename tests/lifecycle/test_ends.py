@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from celery.exceptions import TaskRevokedError, TimeLimitExceeded, WorkerLostError
 
-from celery_streams import RunFinished
+from celery_streams import RunFinished, Slot
 from tests.lifecycle.client import APP, Client
 from tests.servers import ValkeyProcess
 from tests.servers.children import eventually
@@ -127,6 +127,28 @@ def test_the_streams_of_a_lost_host_end_when_its_lease_does(
         assert timeout / 2 < time.monotonic() - killed < 3 * timeout
         assert client.closed(result.id) == "LOST"
         assert client.streams.end_if_over(result.id) == "LOST"
+
+
+def test_the_lease_of_a_late_acknowledging_task_outlasts_the_broker_s_patience(
+    prefork: Client, lifecycle_server: ValkeyProcess, tmp_path: Path
+) -> None:
+    """Its message may come back after the visibility timeout (an hour); others' never do."""
+    go = tmp_path / "go"
+    early, late = prefork.send("wait_for", str(go)), prefork.send("hard")
+    client: Any = lifecycle_server.client()
+    layout = prefork.streams.runtime.layout
+    left = []
+    for result in (early, late):
+        prefork.wait_chunks(result.id, 1)
+        now, microseconds = client.time()
+        lease = client.hget(layout.owner(Slot.run(result.id)), "lease")
+        left.append(int(lease) / 1000 - now - microseconds / 1e6)
+    go.touch()
+    lease, grace = prefork.streams.settings.orphan_timeout, 3600
+    assert lease / 2 < left[0] <= lease
+    assert grace + lease / 2 < left[1] <= grace + lease
+    assert prefork.end(early.id) == "SUCCESS"
+    assert prefork.end(late.id) == "FAILURE"
 
 
 def test_a_reader_asks_the_result_backend_how_a_silent_run_ended(prefork: Client) -> None:
