@@ -385,7 +385,7 @@ def agent(self: Any, session_id: str, words: list[str], calls: tuple[str, ...] =
             case "retry" if not self.request.retries:
                 raise self.retry()
             case "subtask":
-                count.apply((1,))
+                count.delay(1)
     return self.streams.attempt
 
 

@@ -82,13 +82,17 @@ def test_the_app_s_own_read_is_warned_of_too(
     assert caplog.text.count(_WARNING) == 1
 
 
-def test_a_chat_agent_s_subtasks_are_not_warned(
-    prefork: Client, eager: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Run-scoped streams are what a subtask is for."""
-    result = eager.agent.apply((uuid.uuid4().hex, ["hi"], ["subtask"]))
-    assert result.successful()
-    assert _WARNING not in caplog.text
+def test_a_chat_agent_s_subtasks_are_not_warned(prefork: Client) -> None:
+    """Run-scoped streams are what a subtask is for: its own message, its own run."""
+    start = len(prefork.worker.log.text)
+    result = prefork.send("agent", uuid.uuid4().hex, ["hi"], ["subtask"])
+    result.get(timeout=30)
+    (subtask,) = result.children
+    assert subtask.get(timeout=30) == 1
+    assert prefork.end(subtask.id) == "SUCCESS"
+    assert prefork.chunks(subtask.id) == [[subtask.id, 0]]
+    log = prefork.worker.log.wait_for(f"[{subtask.id}] succeeded", after=start)[start:]
+    assert _WARNING not in log
 
 
 def test_a_chat_agent_without_a_session_id_says_what_it_needs(eager: Any) -> None:
