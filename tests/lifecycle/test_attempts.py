@@ -121,7 +121,7 @@ def test_a_zombie_cannot_write_or_end_what_its_successor_has_taken(
             process.resume()
             refusal = "has ended (SUCCESS)" if finished else "has taken over"
             running.log.wait_for(f"{refusal}", after=offset)
-            running.log.wait_for(f"[{result.id}] are not durable", after=offset)
+            running.log.wait_for(f"[{result.id}] raised unexpected", after=offset)
             if not finished:
                 running.log.wait_for("an earlier attempt of run", after=offset)
                 assert client.closed(result.id) is None
