@@ -29,7 +29,7 @@ def test_tasks_declared_before_streams_are_attached_stream(
     """An application factory attaches its extensions last."""
     app = _app()
 
-    @app.task(bind=True, shared=shared)
+    @app.task(bind=True, shared=shared, name=f"early-{uuid.uuid4().hex}")
     def early(self: Any) -> None:
         self.streams.write("hello")
 
@@ -45,11 +45,11 @@ def test_an_odd_task_id_fails_only_tasks_that_stream(valkey: ValkeyProcess, task
     app = _app()
     Streams(app, url=valkey.url, secret="test secret")
 
-    @app.task(bind=True)
+    @app.task(bind=True, shared=False)
     def plain(self: Any) -> int:
         return 1
 
-    @app.task(bind=True)
+    @app.task(bind=True, shared=False)
     def streaming(self: Any) -> None:
         self.streams.write("x")
 
