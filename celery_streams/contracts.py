@@ -106,6 +106,11 @@ class Head:
     ``"SUCCESS"``, ``"LOST"`` for a run whose worker vanished, or ``"CLOSED"`` for
     an explicit close. ``first`` is the oldest retained sequence number. ``epoch`` counts the
     attempts of the owning run that have written.
+
+    ``identity`` tells a stream that a client created from one that had its name before.
+    ``ttl`` (seconds) and ``expires_at`` (RFC 3339) are the lifetime such a stream was given.
+    ``run_state`` is how the stream's run is doing: a Celery state, or ``"STALLED"`` when its
+    worker gives no sign of life.
     """
 
     slot: Slot
@@ -114,6 +119,10 @@ class Head:
     content_type: str = JSON
     first: int = 0
     epoch: int = 0
+    identity: str = ""
+    ttl: int | None = None
+    expires_at: str | None = None
+    run_state: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

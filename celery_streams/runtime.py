@@ -16,6 +16,7 @@ from celery_streams.contracts import JSON, AsyncStore, Attempt, Authority, Produ
 from celery_streams.credentials.authority import RedisAuthority
 from celery_streams.credentials.cache import CredentialCache
 from celery_streams.errors import ConfigurationError, StreamError
+from celery_streams.protocol import ProtocolStore
 from celery_streams.redis.address import Address
 from celery_streams.redis.client import AsyncRedisLink, RedisLink
 from celery_streams.redis.layout import Layout
@@ -24,6 +25,7 @@ from celery_streams.runs.registry import RunRegistry
 from celery_streams.settings import StreamsSettings
 from celery_streams.slots import Slot
 from celery_streams.stats import Stats
+from celery_streams.stores.protocol_store import RedisProtocolStore
 from celery_streams.stores.redis import RedisStore
 from celery_streams.stores.redis_async import AsyncRedisStore
 from celery_streams.writing.channel import Channel
@@ -133,6 +135,24 @@ class Runtime:
             store = AsyncRedisStore(link, self.layout, self.settings)
             self._async_stores[loop] = store
         return store
+
+    def protocol_store(self) -> ProtocolStore:
+        """The running event loop's store as the gateway uses it.
+
+        Raises:
+            ConfigurationError: the configured store has no such side.
+        """
+        if not isinstance(self.store, RedisStore):
+            for_gateway = getattr(self.store, "for_gateway", None)
+            if for_gateway is None:
+                raise ConfigurationError(
+                    f"the store {type(self.store).__name__} cannot be served by the gateway: it "
+                    "has no method for_gateway() that returns a ProtocolStore"
+                )
+            return cast("ProtocolStore", for_gateway())
+        settings = self.settings
+        link = AsyncRedisLink(self._address, settings, settings.gateway_redis_connections)
+        return RedisProtocolStore(link, self.layout, settings)
 
     def enter(self, attempt: Attempt) -> None:
         """Renew the attempt's lease on its run until :meth:`leave`."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import quote, unquote
 
 from celery_streams.errors import InvalidName
 
-Scope = Literal["run", "session"]
+Scope = Literal["run", "session", "path"]
 Channel = Literal["out", "in"]
 
 #: Longest run id, session id or key, in UTF-8 bytes.
 MAX_NAME_BYTES = 255
+#: Longest path of a stream that clients create, in UTF-8 bytes.
+MAX_PATH_BYTES = 1024
 
 #: Characters with a meaning in a Redis key, a hash tag or a URL path.
 _RESERVED = frozenset("{}/\\")
@@ -64,7 +67,8 @@ def _shown(value: str) -> str:
 class Slot:
     """The identity of one stream, and the key under which its credentials are cached.
 
-    Build one with :meth:`run` or :meth:`session`, which validate; the constructor trusts.
+    Build one with :meth:`run`, :meth:`session` or :meth:`path`, which validate; the constructor
+    trusts.
     """
 
     scope: Scope
@@ -83,5 +87,17 @@ class Slot:
             raise InvalidName(f"a session has the channels 'out' and 'in', not {channel!r}")
         return cls("session", check_name(session_id, "session id"), channel)
 
+    @classmethod
+    def path(cls, path: str) -> Slot:
+        """The stream that clients of the gateway create at ``path`` (segments between ``/``)."""
+        for segment in path.split("/"):
+            check_name(segment, "path segment")
+        if len(path.encode()) > MAX_PATH_BYTES:
+            raise InvalidName(f"the path has more than {MAX_PATH_BYTES} bytes")
+        # One segment of a Redis key, like every owner.
+        return cls("path", quote(path, safe=""), "default")
+
     def __str__(self) -> str:
+        if self.scope == "path":
+            return unquote(self.owner)
         return f"{self.scope}s/{self.owner}/{self.key}"

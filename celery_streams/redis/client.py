@@ -8,10 +8,11 @@ writers and readers own the retrying; but the next call looks for a cluster's no
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any, TypeVar, cast
 
 import redis
@@ -146,13 +147,19 @@ class RedisLink:
 
 
 class AsyncRedisLink:
-    """The same for one event loop."""
+    """The same for one event loop.
 
-    def __init__(self, address: Address, settings: StreamsSettings) -> None:
+    With ``connections``, at most that many round trips are under way at once.
+    """
+
+    def __init__(
+        self, address: Address, settings: StreamsSettings, connections: int | None = None
+    ) -> None:
         self.address = address
         self.settings = settings
         self._client: AsyncClient | None = None
         self._pools: dict[str, aioredis.ConnectionPool] = {}
+        self._turns = nullcontext() if connections is None else asyncio.Semaphore(connections)
 
     async def call(self, call: Call[T]) -> T:
         """See :meth:`RedisLink.call`."""
@@ -169,9 +176,10 @@ class AsyncRedisLink:
         while hops := sending.hops():
             for pool, group in await self._by_pool(sending, hops):
                 try:
-                    replies = await heeding_cancellation(
-                        _exchange_async(pool, sending.commands(group))
-                    )
+                    async with self._turns:
+                        replies = await heeding_cancellation(
+                            _exchange_async(pool, sending.commands(group))
+                        )
                 except REDIS_ERRORS as error:
                     sending.failed(group, error)
                 else:
@@ -188,6 +196,17 @@ class AsyncRedisLink:
             return pool.connection_class(**pool.connection_kwargs)
         except REDIS_ERRORS as error:
             raise translated(error, self.address) from error
+
+    async def node(self, channel: str) -> str:
+        """The name of the cluster node that owns ``channel``; empty for a single server."""
+        try:
+            await self._pool(channel)
+        except REDIS_ERRORS as error:
+            raise translated(error, self.address) from error
+        if not isinstance(self._client, aioredis.RedisCluster):
+            return ""
+        node = self._client.get_node_from_key(channel)
+        return "" if node is None else str(node.name)
 
     async def refresh(self) -> None:
         """See :meth:`RedisLink.refresh`."""

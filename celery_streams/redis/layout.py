@@ -47,6 +47,18 @@ class Layout:
             return self.owner(slot)
         return f"{self.base(slot)}fence/{slot.key}/{run_id}"
 
+    def producers(self, slot: Slot) -> str:
+        """Hash: ``epoch:seq`` of every producer of the protocol's clients."""
+        return f"{self.base(slot)}producers/{slot.key}"
+
+    def forks(self, slot: Slot) -> str:
+        """Set: the streams that were forked from this one, ``path owner/identity``."""
+        return f"{self.base(slot)}forks/{slot.key}"
+
+    def staged(self, slot: Slot, identity: str) -> str:
+        """Stream: the log of a fork while it is copied from its source."""
+        return f"{self.base(slot)}staged/{identity}"
+
     def live(self, slot: Slot) -> str:
         """Sharded channel: every appended entry, and the close."""
         return f"{self.base(slot)}live/{slot.key}"

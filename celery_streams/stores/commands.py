@@ -21,6 +21,7 @@ from celery_streams.errors import (
     StreamFenced,
     StreamNotFound,
 )
+from celery_streams.protocol import StreamDeleted
 from celery_streams.redis.client import Call
 from celery_streams.redis.layout import Layout
 from celery_streams.redis.scripts import Script, load_script
@@ -179,7 +180,7 @@ def _page(slot: Slot, offset: int, reply: list[Any]) -> Page:
     if not reply:
         return Page((), None)
     head = _head(slot, reply)
-    entries = tuple(_entries(reply[5], reply[6]))
+    entries = tuple(_entries(reply[10], reply[11]))
     if offset < head.end and (not entries or entries[0].start > offset) and offset < head.first:
         raise OffsetGone(
             f"offset {offset} of {slot} is gone: the oldest chunk kept is {head.first}. Read from "
@@ -193,6 +194,10 @@ def _head(slot: Slot, reply: list[Any]) -> Head:
     if not reply:
         raise refusal(slot, "MISSING", "")
     end, closed, content_type, epoch, oldest = reply[:5]
+    # Closing answers only so much; the rest is of interest to readers.
+    identity, ttl, expires, deleted, run_state = reply[5:10] or (None,) * 5
+    if deleted:
+        raise StreamDeleted(f"{slot} was deleted; only its forks are left")
     first = end
     if oldest is not None:
         oldest_end, count = parse_entry_id(_text(oldest))
@@ -204,6 +209,10 @@ def _head(slot: Slot, reply: list[Any]) -> Head:
         content_type=JSON if content_type is None else _text(content_type),
         first=first,
         epoch=epoch,
+        identity="" if identity is None else _text(identity),
+        ttl=None if ttl is None else int(ttl),
+        expires_at=None if expires is None else _text(expires),
+        run_state=_text(run_state) if run_state is not None and slot.scope == "run" else None,
     )
 
 

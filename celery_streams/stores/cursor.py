@@ -12,6 +12,7 @@ from enum import Enum, auto
 
 from celery_streams.contracts import Entry, Head, Page
 from celery_streams.errors import StreamNotFound
+from celery_streams.protocol import Deleted, Ended, LiveEvent
 from celery_streams.slots import Slot
 from celery_streams.stores.commands import parse_entry_id
 
@@ -25,6 +26,20 @@ class Next(Enum):
     READ = auto()  #: read the log again, there is or may be more
     LISTEN = auto()  #: caught up: wait for a live message
     STOP = auto()  #: everything up to the end of the closed stream was delivered
+
+
+def parse_live(message: bytes) -> LiveEvent:
+    """What one message of a stream's channel says. The scripts publish them."""
+    kind, _, payload = message.partition(b"\n")
+    if kind.startswith(b"e"):
+        end, count = parse_entry_id(kind[1:].decode())
+        return Entry(end, count, payload)
+    if kind.startswith(b"c"):
+        end_text, _, state = kind[1:].decode().partition(" ")
+        return Ended(int(end_text), state)
+    if kind == b"d":
+        return Deleted()
+    return None
 
 
 class Cursor:
@@ -51,24 +66,22 @@ class Cursor:
         """Take one message of the channel; the page is ``None`` if it brought nothing."""
         if self.head is None or not message:
             return None, Next.READ
-        kind, _, payload = message.partition(b"\n")
-        if kind.startswith(b"e"):
-            end, count = parse_entry_id(kind[1:].decode())
-            if end <= self.offset:
-                return None, Next.LISTEN
-            if end - count != self.offset:
-                return None, Next.READ
-            self.offset = end
-            self.head = replace(self.head, end=end)
-            return Page((Entry(end, count, payload),), self.head), Next.LISTEN
-        if kind.startswith(b"c"):
-            end_text, _, state = kind[1:].decode().partition(" ")
-            if int(end_text) != self.offset:
-                return None, Next.READ
-            self.head = replace(self.head, closed=state)
-            return Page((), self.head), Next.STOP
-        if kind == b"d":
-            raise self._gone()
+        match parse_live(message):
+            case Entry() as entry:
+                if entry.end <= self.offset:
+                    return None, Next.LISTEN
+                if entry.start != self.offset:
+                    return None, Next.READ
+                self.offset = entry.end
+                self.head = replace(self.head, end=entry.end)
+                return Page((entry,), self.head), Next.LISTEN
+            case Ended(end, state):
+                if end != self.offset:
+                    return None, Next.READ
+                self.head = replace(self.head, closed=state)
+                return Page((), self.head), Next.STOP
+            case Deleted():
+                raise self._gone()
         return None, Next.READ
 
     def _gone(self) -> StreamNotFound:

@@ -3,13 +3,29 @@
 local meta, log, run = KEYS[1], KEYS[2], KEYS[3]
 local offset, limit, enough = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 -- limit: entries. enough: bytes of payload after which no further entries are added.
--- Returns {} (no such stream), or {end, closed, type, epoch, first entry's id, index, payloads}:
--- index is one string of "end-count size " for each entry, payloads are all in one string. A
--- client takes that apart many times faster than nested replies.
-local stream = redis.call('HMGET', meta, 'end', 'closed', 'type')
+-- Returns {} (no such stream), or {end, closed, type, epoch, first entry's id, identity, ttl,
+-- expires, deleted, run's state, index, payloads}: index is one string of "end-count size " for
+-- each entry, payloads are all in one string. A client takes that apart many times faster than
+-- nested replies.
+local stream = redis.call('HMGET', meta, 'end', 'closed', 'type', 'id', 'ttl', 'expires', 'deleted')
 if not stream[1] then
   return {}
 end
+
+local function run_state(record)
+  local state, attempt, lease, suspended = record[2], record[3], record[4], record[5]
+  if state or not attempt then
+    return state or 'PENDING'
+  end
+  if suspended == attempt or not lease then
+    return 'RETRY'
+  end
+  local now = redis.call('TIME')
+  now = tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000)
+  return tonumber(lease) > now and 'STARTED' or 'STALLED'
+end
+
+local record = redis.call('HMGET', run, 'epoch', 'state', 'attempt', 'lease', 'suspended')
 local index, payloads, size, found = {}, {}, 0, 0
 if limit > 0 and offset < tonumber(stream[1]) then
   local from = string.format('%d-0', offset + 1)
@@ -35,7 +51,7 @@ if limit > 0 and offset < tonumber(stream[1]) then
 end
 local oldest = redis.call('XRANGE', log, '-', '+', 'COUNT', 1)[1]
 return {
-  tonumber(stream[1]), stream[2], stream[3],
-  tonumber(redis.call('HGET', run, 'epoch') or '0'),
-  oldest and oldest[1] or false, table.concat(index, ' '), table.concat(payloads),
+  tonumber(stream[1]), stream[2], stream[3], tonumber(record[1] or '0'),
+  oldest and oldest[1] or false, stream[4], stream[5], stream[6], stream[7], run_state(record),
+  table.concat(index, ' '), table.concat(payloads),
 }

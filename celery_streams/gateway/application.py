@@ -1,0 +1,165 @@
+"""The ASGI application: routes, and what becomes of an error."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from dataclasses import dataclass
+
+from celery_streams.app import Streams
+from celery_streams.errors import StoreUnavailable, StreamError
+from celery_streams.gateway.auth import Gate
+from celery_streams.gateway.endpoint import StreamEndpoint
+from celery_streams.gateway.hub import Hub
+from celery_streams.gateway.limits import ClientGone, check_request
+from celery_streams.gateway.problems import Problem
+from celery_streams.gateway.replies import Receive, Replies, Scope, Send
+from celery_streams.gateway.targets import STREAM_ROOT
+
+logger = logging.getLogger("celery_streams.gateway")
+
+#: Seconds after which a client may come back when the store cannot be reached.
+_RETRY_AFTER = "2"
+
+
+@dataclass(slots=True)
+class _Running:
+    """What belongs to one event loop."""
+
+    hub: Hub
+    streams: StreamEndpoint
+
+
+class Gateway:
+    """See :func:`create_app`. One event loop at a time; nothing is opened before it is needed."""
+
+    def __init__(self, streams: Streams, *, insecure: bool = False) -> None:
+        self._streams = streams
+        self._settings = streams.settings
+        self._gate = Gate(self._settings, insecure=insecure)
+        self._replies = Replies(self._settings.gateway_cors_origins)
+        self._running: dict[asyncio.AbstractEventLoop, _Running] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI interface."""
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+            return
+        if scope["type"] != "http":
+            raise RuntimeError("the gateway speaks HTTP only")
+        started = False
+
+        async def watched(message: dict[str, object]) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._answer(scope, receive, watched)  # type: ignore[arg-type]
+        except ClientGone:
+            return
+        except Problem as problem:
+            if problem.status == 413:
+                await self._swallow(receive)
+            await self._replies.refuse(scope, send, problem)
+        except StoreUnavailable as error:
+            if started:
+                return
+            logger.warning("%s %s: %s", scope["method"], scope["path"], error)
+            unavailable = Problem(
+                503,
+                "store-unavailable",
+                "the store cannot be reached; try again soon",
+                headers={"retry-after": _RETRY_AFTER},
+            )
+            await self._replies.refuse(scope, send, unavailable)
+        except StreamError as error:
+            if started:
+                raise
+            logger.exception("%s %s failed", scope["method"], scope["path"])
+            failed = Problem(500, "internal-error", type(error).__name__)
+            await self._replies.refuse(scope, send, failed)
+
+    def drain(self) -> None:
+        """End every live read, so that clients reconnect elsewhere: before a shutdown."""
+        for running in self._running.values():
+            running.hub.drain()
+
+    async def aclose(self) -> None:
+        """End what runs on this event loop."""
+        running = self._running.pop(asyncio.get_running_loop(), None)
+        if running is not None:
+            await running.hub.aclose()
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        check_request(scope, self._settings)
+        if scope["method"] == "OPTIONS":
+            await self._replies.preflight(scope, send)
+            return
+        path = _route(scope)
+        if path.startswith(STREAM_ROOT):
+            running = self._on_this_loop()
+            await running.streams(scope, receive, send, path.removeprefix(STREAM_ROOT))
+            return
+        raise Problem(404, "not-found", "there is nothing at this path")
+
+    async def _swallow(self, receive: Receive) -> None:
+        """Read some more of a body that is refused: a client that still sends hears nothing."""
+        left = 4 * self._settings.gateway_max_body_bytes
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.gateway_body_timeout):
+                while left > 0:
+                    message = await receive()
+                    left -= len(message.get("body", b""))
+                    if not message.get("more_body"):
+                        return
+
+    def _on_this_loop(self) -> _Running:
+        loop = asyncio.get_running_loop()
+        running = self._running.get(loop)
+        if running is None:
+            store = self._streams.runtime.protocol_store()
+
+            async def inquire(run_id: str) -> str | None:
+                return await asyncio.to_thread(self._streams.end_if_over, run_id)
+
+            hub = Hub(store, self._settings, inquire)
+            endpoint = StreamEndpoint(store, hub, self._gate, self._replies, self._settings)
+            running = self._running[loop] = _Running(hub, endpoint)
+        return running
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                await self.aclose()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+
+def create_app(streams: Streams, *, insecure: bool = False) -> Gateway:
+    """The gateway as an ASGI application, alone or mounted under any prefix.
+
+    ::
+
+        app = create_app(streams)                         # uvicorn proj.gateway:app
+        Starlette(routes=[Mount("/streams", app=create_app(streams))])
+
+    Args:
+        streams: whose store it serves.
+        insecure: serve everybody who can connect, without tokens.
+
+    Raises:
+        ConfigurationError: there is no secret to check tokens with, and ``insecure`` is not set.
+    """
+    return Gateway(streams, insecure=insecure)
+
+
+def _route(scope: Scope) -> str:
+    """The path below the prefix the gateway is mounted at."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    return path.removeprefix(root) if root and path.startswith(root + "/") else path

@@ -1,0 +1,302 @@
+"""The streams' URLs: one method of the protocol each, except for the reads that wait."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from urllib.parse import parse_qsl, quote, unquote
+
+from celery_streams.contracts import JSON, Head, Page
+from celery_streams.errors import OffsetGone, RunFinished, StoreUnavailable, StreamNotFound
+from celery_streams.gateway import wire
+from celery_streams.gateway.auth import Gate
+from celery_streams.gateway.hub import Hub, run_state
+from celery_streams.gateway.limits import content_length, read_body
+from celery_streams.gateway.live import LiveReads, Position
+from celery_streams.gateway.problems import Problem
+from celery_streams.gateway.replies import Receive, Replies, Scope, Send
+from celery_streams.gateway.requests import parse_creation, parse_post
+from celery_streams.gateway.targets import STREAM_ROOT, Target, parse_reference, parse_target
+from celery_streams.protocol import (
+    AlreadyClosed,
+    BadEpoch,
+    BadFork,
+    ProducerFenced,
+    ProducerGap,
+    ProtocolStore,
+    Refusal,
+    StreamDeleted,
+)
+from celery_streams.settings import StreamsSettings
+from celery_streams.tokens import Access, Action
+
+#: Entries of one page; its bytes are bounded by the store.
+_PAGE = 4096
+#: For what never changes; private, because whoever may read it may not be whoever asks next.
+_SETTLED = "private, max-age=60, stale-while-revalidate=300"
+
+_ACTIONS: dict[str, Action] = {
+    "GET": "read",
+    "HEAD": "read",
+    "PUT": "write",
+    "POST": "write",
+    "DELETE": "write",
+}
+
+
+class StreamEndpoint:
+    """Everything below ``/v1/stream/`` that is a stream."""
+
+    def __init__(
+        self,
+        store: ProtocolStore,
+        hub: Hub,
+        gate: Gate,
+        replies: Replies,
+        settings: StreamsSettings,
+    ) -> None:
+        self._store = store
+        self._gate = gate
+        self._replies = replies
+        self._settings = settings
+        self._live = LiveReads(hub, replies, settings)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
+        """Answer a request for the stream at ``path``, relative to the stream root."""
+        method = scope["method"]
+        target = parse_target(path)
+        action = _ACTIONS.get(method)
+        if action is None:
+            raise Problem(
+                405, "method-not-allowed", f"a stream knows no {method}",
+                headers={"allow": ", ".join(_ACTIONS)},
+            )  # fmt: skip
+        access = self._gate.access(scope)
+        self._gate.require(access, action, target.resource)
+        try:
+            match method:
+                case "GET":
+                    await self._get(scope, receive, send, target, access)
+                case "HEAD":
+                    await self._head(scope, send, target)
+                case "PUT":
+                    await self._put(scope, receive, send, target)
+                case "POST":
+                    await self._post(scope, receive, send, target)
+                case _:
+                    await self._delete(scope, send, target)
+        except StoreUnavailable:
+            raise
+        except (Refusal, StreamNotFound, OffsetGone, RunFinished) as error:
+            raise as_problem(error) from error
+
+    # Reads
+
+    async def _get(
+        self, scope: Scope, receive: Receive, send: Send, target: Target, access: Access
+    ) -> None:
+        query = _query(scope)
+        live, offset = query.get("live"), query.get("offset")
+        if live is None:
+            await self._catch_up(scope, send, target, wire.parse_offset(offset or "-1"))
+            return
+        if live not in ("sse", "long-poll"):
+            raise Problem(400, "invalid-live", "live is 'sse' or 'long-poll'")
+        resumed = _headers(scope).get("last-event-id") if live == "sse" else None
+        if offset is None and resumed is None:
+            raise Problem(400, "missing-offset", "a live read needs an offset")
+        begin = wire.parse_offset(resumed or offset or "-1")
+        position = Position(target, begin, query.get("cursor"), access, resumed is not None)
+        read = self._live.sse if live == "sse" else self._live.long_poll
+        await read(scope, receive, send, position)
+
+    async def _catch_up(self, scope: Scope, send: Send, target: Target, offset: int | str) -> None:
+        if isinstance(offset, str):
+            page = Page((), await self._found(target))
+            offset = page.head.end if page.head else 0
+            headers = {"cache-control": "no-store"}
+        else:
+            page = await self._store.read(target.slot, offset, limit=_PAGE)
+            headers = {}
+        head = page.head
+        if head is None:
+            head = await self._missing(target)
+        check_offset(offset, head)
+        if head.ttl is not None:
+            await self._store.touch(target.slot, head.ttl)
+        end = page.entries[-1].end if page.entries else offset
+        at_tail = end >= head.end
+        headers = {**described(head, end, at_tail=at_tail), **headers}
+        if "cache-control" not in headers:
+            etag = _etag(head, offset, end, at_tail=at_tail)
+            headers["etag"] = etag
+            # What is not the tail never changes. The tail may have grown since.
+            headers["cache-control"] = (
+                "private, no-cache"
+                if at_tail
+                else "private, max-age=60, stale-while-revalidate=300"
+            )
+            if _matches(_headers(scope).get("if-none-match"), etag):
+                await self._replies.reply(scope, send, 304, headers)
+                return
+        payloads = [wire.payload_from(e, offset, head.content_type) for e in page.entries]
+        body = wire.body_of(payloads, head.content_type)
+        await self._replies.reply(scope, send, 200, headers, body)
+
+    async def _head(self, scope: Scope, send: Send, target: Target) -> None:
+        head = await self._found(target)
+        if head is None:
+            raise StreamNotFound(f"there is no stream {target.path}, or it has expired")
+        headers = described(head, head.end, at_tail=True)
+        headers.pop("stream-up-to-date", None)
+        if head.ttl is not None:
+            headers["stream-ttl"] = str(head.ttl)
+        if head.expires_at is not None:
+            headers["stream-expires-at"] = head.expires_at
+        await self._replies.reply(scope, send, 200, {**headers, "cache-control": "no-store"})
+
+    async def _found(self, target: Target) -> Head | None:
+        head = (await self._store.heads([target.slot]))[0]
+        if isinstance(head, StreamNotFound):
+            return None
+        if isinstance(head, Exception):
+            raise head
+        return head
+
+    async def _missing(self, target: Target) -> Head:
+        """What a reader is told of a stream that does not exist."""
+        return await self._live.missing(target)
+
+    # Writes
+
+    async def _put(self, scope: Scope, receive: Receive, send: Send, target: Target) -> None:
+        body = await self._body(scope, receive)
+        headers = _headers(scope)
+        root = scope.get("root_path", "")
+
+        def source(reference: str) -> Target:
+            found = parse_reference(reference, root)
+            self._gate.require(self._gate.access(scope), "read", found.resource)
+            return found
+
+        limit = self._settings.max_chunk_bytes
+        creation = parse_creation(headers, body, target, limit, source)
+        created, head = await self._store.create(target.slot, creation)
+        answer = {
+            "content-type": head.content_type,
+            "stream-next-offset": wire.offset_token(head.end),
+            "cache-control": "no-store",
+        }
+        if head.closed is not None:
+            answer["stream-closed"] = "true"
+        if created:
+            host = headers.get("host", "")
+            location = f"{root}{STREAM_ROOT}{quote(target.path)}"
+            answer["location"] = f"{scope['scheme']}://{host}{location}" if host else location
+        await self._replies.reply(scope, send, 201 if created else 200, answer)
+
+    async def _post(self, scope: Scope, receive: Receive, send: Send, target: Target) -> None:
+        body = await self._body(scope, receive)
+        post = parse_post(_headers(scope), body, self._settings.max_chunk_bytes)
+        posted = await self._store.post(target.slot, post)
+        headers = {"stream-next-offset": wire.offset_token(posted.end), "cache-control": "no-store"}
+        if posted.closed:
+            headers["stream-closed"] = "true"
+        if post.producer is not None:
+            headers["producer-epoch"] = str(post.producer.epoch)
+            headers["producer-seq"] = str(posted.producer_seq)
+        new = post.producer is not None and not posted.duplicate and bool(post.chunks)
+        await self._replies.reply(scope, send, 200 if new else 204, headers)
+
+    async def _delete(self, scope: Scope, send: Send, target: Target) -> None:
+        await self._store.remove(target.slot)
+        await self._replies.reply(scope, send, 204, {"cache-control": "no-store"})
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        return await read_body(receive, self._settings, content_length(scope["headers"]))
+
+
+def described(head: Head, end: int, *, at_tail: bool) -> dict[str, str]:
+    """The headers of an answer that brings a reader to ``end``."""
+    headers = {
+        "content-type": head.content_type or JSON,
+        "stream-next-offset": wire.offset_token(end),
+    }
+    if at_tail:
+        headers["stream-up-to-date"] = "true"
+        if head.closed is not None:
+            headers["stream-closed"] = "true"
+    state = run_state(head.slot, head)
+    if state is not None:
+        headers["stream-run-state"] = state
+    return headers
+
+
+def check_offset(offset: int, head: Head) -> None:
+    """Refuse an offset that this stream has not given out."""
+    if offset > head.end:
+        raise Problem(
+            400, "invalid-offset",
+            f"the stream ends at {wire.offset_token(head.end)}; the offset lies beyond that",
+        )  # fmt: skip
+
+
+def as_problem(error: Exception) -> Problem:
+    """The problem a store's refusal is to an HTTP client."""
+    text = str(error)
+    match error:
+        case StreamDeleted():
+            return Problem(410, "deleted", text)
+        case OffsetGone():
+            headers = {"stream-earliest-offset": wire.offset_token(error.first)}
+            return Problem(410, "offset-gone", text, headers=headers)
+        case StreamNotFound():
+            return Problem(404, "not-found", text)
+        case AlreadyClosed():
+            headers = {
+                "stream-closed": "true",
+                "stream-next-offset": wire.offset_token(error.end),
+            }
+            return Problem(409, "closed", text, headers=headers)
+        case ProducerFenced():
+            return Problem(403, "stale-epoch", text, headers={"producer-epoch": str(error.epoch)})
+        case ProducerGap():
+            headers = {
+                "producer-expected-seq": str(error.expected),
+                "producer-received-seq": str(error.received),
+            }
+            return Problem(409, "sequence-gap", text, headers=headers)
+        case BadFork():
+            return Problem(400, "invalid-fork", text)
+        case BadEpoch():
+            return Problem(400, "invalid-epoch", text)
+    return Problem(409, "conflict", text)
+
+
+def _headers(scope: Scope) -> Mapping[str, str]:
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+
+
+def _query(scope: Scope) -> dict[str, str]:
+    """The parameters; only unknown ones may be given twice."""
+    parameters: dict[str, str] = {}
+    text = scope.get("query_string", b"").decode("latin-1")
+    for name, value in parse_qsl(text, keep_blank_values=True, max_num_fields=50):
+        if name in parameters and name in ("offset", "live", "cursor"):
+            raise Problem(400, "duplicate-parameter", f"{name} is given twice")
+        parameters[name] = value
+    if parameters.get("offset") == "":
+        raise Problem(400, "invalid-offset", "offset is empty")
+    return parameters
+
+
+def _etag(head: Head, start: int, end: int, *, at_tail: bool) -> str:
+    ended = ":c" if at_tail and head.closed is not None else ""
+    identity = head.identity or quote(f"{head.slot.scope}-{unquote(head.slot.owner)}", safe="")
+    return f'"{identity}:{start}:{end}{ended}"'
+
+
+def _matches(given: str | None, etag: str) -> bool:
+    if given is None:
+        return False
+    tags = [tag.strip().removeprefix("W/") for tag in given.split(",")]
+    return etag in tags or "*" in tags

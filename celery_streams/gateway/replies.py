@@ -1,0 +1,108 @@
+"""Answers of the gateway, as ASGI messages with the headers every answer carries."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from typing import Any
+
+from celery_streams.gateway.problems import PROBLEM_JSON, Problem
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Headers = Mapping[str, str]
+
+#: On every answer: nothing is sniffed, framed or run as a page, whatever a client has written
+#: into a stream (PROTOCOL 12.7).
+SECURITY = {
+    "x-content-type-options": "nosniff",
+    "cross-origin-resource-policy": "cross-origin",
+    "content-security-policy": "default-src 'none'; sandbox; frame-ancestors 'none'",
+    "referrer-policy": "no-referrer",
+}
+
+_METHODS = "GET, HEAD, POST, PUT, DELETE, OPTIONS"
+_REQUEST_HEADERS = ", ".join(
+    (
+        "authorization",
+        "content-type",
+        "if-none-match",
+        "last-event-id",
+        "producer-epoch",
+        "producer-id",
+        "producer-seq",
+        "stream-closed",
+        "stream-expires-at",
+        "stream-fork-offset",
+        "stream-fork-sub-offset",
+        "stream-forked-from",
+        "stream-seq",
+        "stream-ttl",
+    )
+)
+_RESPONSE_HEADERS = ", ".join(
+    (
+        "etag",
+        "location",
+        "producer-epoch",
+        "producer-expected-seq",
+        "producer-received-seq",
+        "producer-seq",
+        "retry-after",
+        "stream-closed",
+        "stream-cursor",
+        "stream-expires-at",
+        "stream-next-offset",
+        "stream-run-state",
+        "stream-sse-data-encoding",
+        "stream-ttl",
+        "stream-up-to-date",
+    )
+)
+
+
+class Replies:
+    """Sends answers; knows which origins may read them."""
+
+    def __init__(self, origins: Iterable[str]) -> None:
+        self._origins = frozenset(origins)
+
+    async def start(self, scope: Scope, send: Send, status: int, headers: Headers) -> None:
+        """The status and the headers; a body follows."""
+        every = {**SECURITY, **self._cors(scope), **headers}
+        packed = [(name.encode(), value.encode("latin-1")) for name, value in every.items()]
+        await send({"type": "http.response.start", "status": status, "headers": packed})
+
+    async def reply(
+        self, scope: Scope, send: Send, status: int, headers: Headers, body: bytes = b""
+    ) -> None:
+        """A whole answer."""
+        bodiless = status in (204, 304)
+        size = {} if bodiless else {"content-length": str(len(body))}
+        await self.start(scope, send, status, {**headers, **size})
+        content = b"" if bodiless or scope["method"] == "HEAD" else body
+        await send({"type": "http.response.body", "body": content})
+
+    async def refuse(self, scope: Scope, send: Send, problem: Problem) -> None:
+        """The problem as a document."""
+        headers = {"content-type": PROBLEM_JSON, "cache-control": "no-store", **problem.headers}
+        await self.reply(scope, send, problem.status, headers, problem.body())
+
+    async def preflight(self, scope: Scope, send: Send) -> None:
+        """What a browser asks before a request from another origin."""
+        headers = {
+            "access-control-allow-methods": _METHODS,
+            "access-control-allow-headers": _REQUEST_HEADERS,
+            "access-control-max-age": "86400",
+        }
+        await self.reply(scope, send, 204, headers)
+
+    def _cors(self, scope: Scope) -> Headers:
+        if "*" in self._origins:
+            allowed = {"access-control-allow-origin": "*"}
+        else:
+            origin = next((v for k, v in scope["headers"] if k == b"origin"), b"").decode("latin-1")
+            if origin not in self._origins:
+                return {"vary": "origin"}
+            allowed = {"access-control-allow-origin": origin, "vary": "origin"}
+        return {**allowed, "access-control-expose-headers": _RESPONSE_HEADERS}

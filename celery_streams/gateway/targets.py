@@ -1,0 +1,61 @@
+"""What a URL names: :class:`Target`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from celery_streams.errors import InvalidName
+from celery_streams.gateway.problems import Problem
+from celery_streams.slots import Slot
+
+STREAM_ROOT = "/v1/stream/"
+#: First segment of the protocol's own paths (PROTOCOL 6).
+RESERVED = "__ds"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A stream, and the resource a token must be good for."""
+
+    slot: Slot
+    resource: str
+    path: str
+
+    @property
+    def awaited(self) -> bool:
+        """Whether a reader may come before the stream: its task will open it."""
+        return self.slot.scope != "path"
+
+
+def parse_target(path: str) -> Target:
+    """The stream at ``path``, relative to the stream root, decoded.
+
+    Raises:
+        Problem: 400 for a path that names no stream.
+    """
+    first, _, rest = path.partition("/")
+    if first == RESERVED:
+        raise Problem(404, "not-found", "there is no such control resource")
+    try:
+        if first == "runs":
+            run_id, _, key = rest.partition("/")
+            return Target(Slot.run(run_id, key or "default"), f"runs/{rest}", path)
+        if first == "sessions":
+            session_id, _, channel = rest.partition("/")
+            slot = Slot.session(session_id, channel or "out")  # type: ignore[arg-type]
+            return Target(slot, f"sessions/{rest}", path)
+        return Target(Slot.path(path), f"streams/{path}", path)
+    except InvalidName as error:
+        raise Problem(400, "invalid-path", str(error)) from None
+
+
+def parse_reference(reference: str, root_path: str) -> Target:
+    """The stream a header refers to by the path of its URL (``Stream-Forked-From``)."""
+    path = unquote(reference)
+    for prefix in (root_path + STREAM_ROOT, STREAM_ROOT):
+        if path.startswith(prefix):
+            return parse_target(path.removeprefix(prefix))
+    raise Problem(
+        400, "invalid-source", f"Stream-Forked-From must be a path below {root_path}{STREAM_ROOT}"
+    )

@@ -1,0 +1,209 @@
+"""How a stream looks on the wire: offsets, cursors, bodies and events. Pure functions.
+
+The protocol is Durable Streams (PROTOCOL.md); sections are cited where a rule is not obvious.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+import re
+import time
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from celery_streams.chunks import frame, unframe
+from celery_streams.contracts import JSON, Entry
+from celery_streams.gateway.problems import Problem
+
+#: Offsets are sequence numbers in this many digits, so that they sort as text (section 8).
+_DIGITS = 16
+_OFFSET = re.compile(rf"\d{{1,{_DIGITS}}}", re.ASCII)
+#: The first offset of servers that count in two parts, which their clients may have kept.
+_FIRST = "0000000000000000_0000000000000000"
+
+#: Cursors count intervals of this many seconds since 2024-10-09T00:00:00Z (section 10.1).
+_INTERVAL = 20
+_CURSOR_EPOCH = 1728432000
+_CURSOR = re.compile(r"\d{1,12}", re.ASCII)
+
+#: An SSE comment: keeps proxies from taking a silent stream for a dead one.
+HEARTBEAT = b":\n\n"
+
+
+def offset_token(offset: int) -> str:
+    """An offset as clients see it."""
+    return f"{offset:0{_DIGITS}d}"
+
+
+def parse_offset(text: str) -> int | Literal["now"]:
+    """The position an ``offset`` parameter names. Raises :class:`Problem` (400)."""
+    if text in ("-1", _FIRST):
+        return 0
+    if text == "now":
+        return "now"
+    if _OFFSET.fullmatch(text):
+        return int(text)
+    raise Problem(400, "invalid-offset", "offset must be -1, now, or one this server has given")
+
+
+def cursor(theirs: str | None, now: float | None = None) -> str:
+    """The cursor after ``theirs``: never the same, never an earlier one (section 10.1)."""
+    current = int(((time.time() if now is None else now) - _CURSOR_EPOCH) // _INTERVAL)
+    if theirs is None or not _CURSOR.fullmatch(theirs) or int(theirs) < current:
+        return str(current)
+    return str(int(theirs) + random.randint(1, 3600) // _INTERVAL + 1)
+
+
+def media_type(content_type: str) -> str:
+    """The type without its parameters, in lower case."""
+    return content_type.partition(";")[0].strip().lower()
+
+
+def canonical_type(content_type: str) -> str:
+    """A content type as it is stored: JSON has no parameters that mean anything."""
+    kind, separator, parameters = content_type.partition(";")
+    kind = kind.strip().lower()
+    if kind == JSON or not separator:
+        return kind
+    return f"{kind};{parameters}"
+
+
+def is_text(content_type: str) -> bool:
+    """Whether SSE carries it as it is, not in base64 (section 5.8)."""
+    return content_type == JSON or content_type.startswith("text/")
+
+
+# Request bodies
+
+
+def split_body(body: bytes, content_type: str, limit: int) -> list[bytes]:
+    """The chunks of a request body. ``limit`` is the largest chunk, bytes.
+
+    A JSON array is taken apart, one level (section 9.1.2); any other type has no boundaries,
+    so what is too large for one chunk becomes several.
+    """
+    if content_type == JSON:
+        return _split_json(body, limit)
+    return [body[at : at + limit] for at in range(0, len(body), limit)]
+
+
+def _split_json(body: bytes, limit: int) -> list[bytes]:
+    """The messages, each exactly as it was sent (numbers keep their digits), on one line."""
+    try:
+        text = body.decode()
+        decoder = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=str, parse_float=str)
+        spans = list(_messages(text, decoder))
+    except (ValueError, RecursionError) as error:
+        raise Problem(400, "invalid-json", f"the body is not valid JSON: {error}") from None
+    # Valid JSON has line ends between its tokens only.
+    messages = [span.replace("\r", " ").replace("\n", " ").encode() for span in spans]
+    for message in messages:
+        if len(message) > limit:
+            raise Problem(
+                413,
+                "message-too-large",
+                f"a message has {len(message)} bytes; the limit is {limit}",
+            )
+    return messages
+
+
+def _messages(text: str, decoder: json.JSONDecoder) -> Iterable[str]:
+    at = _blank(text, 0)
+    if not text.startswith("[", at):
+        end = decoder.raw_decode(text, at)[1]
+        _expect_end(text, end)
+        yield text[at:end]
+        return
+    at = _blank(text, at + 1)
+    if text.startswith("]", at):
+        _expect_end(text, at + 1)
+        return
+    while True:
+        end = decoder.raw_decode(text, at)[1]
+        yield text[at:end]
+        at = _blank(text, end)
+        if text.startswith("]", at):
+            _expect_end(text, at + 1)
+            return
+        if not text.startswith(",", at):
+            raise ValueError(f"expected ',' or ']' at character {at}")
+        at = _blank(text, at + 1)
+
+
+_BLANK = re.compile(r"[ \t\r\n]*")
+
+
+def _blank(text: str, at: int) -> int:
+    match = _BLANK.match(text, at)
+    return match.end() if match else at
+
+
+def _expect_end(text: str, at: int) -> None:
+    if _blank(text, at) != len(text):
+        raise ValueError(f"something follows the value, at character {at}")
+
+
+def _refuse_constant(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+# Response bodies and events
+
+
+def payload_from(entry: Entry, offset: int, content_type: str) -> bytes:
+    """The entry's framed chunks from ``offset`` on."""
+    if offset <= entry.start:
+        return entry.payload
+    chunks = unframe(entry.payload, content_type)[offset - entry.start :]
+    return frame(chunks, content_type)
+
+
+def body_of(payloads: Sequence[bytes], content_type: str) -> bytes:
+    """Framed payloads as the body of a read."""
+    if content_type == JSON:
+        return b"[%b]" % b",".join([payload.replace(b"\n", b",") for payload in payloads])
+    return b"".join(b"".join(unframe(payload, content_type)) for payload in payloads)
+
+
+def data_event(payloads: Sequence[bytes], content_type: str) -> bytes:
+    """Framed payloads as one SSE ``data`` event."""
+    body = body_of(payloads, content_type)
+    if content_type == JSON:
+        return b"event: data\ndata:%b\n\n" % body
+    if not is_text(content_type):
+        return b"event: data\ndata:%b\n\n" % base64.b64encode(body)
+    # Every kind of line end that an EventSource knows ends a field (HTML, section 9.2.6).
+    text = body.decode(errors="replace").replace("\r\n", "\n").replace("\r", "\n")
+    lines = "".join(
+        f"data: {line}\n" if line.startswith(" ") else f"data:{line}\n" for line in text.split("\n")
+    )
+    return f"event: data\n{lines}\n".encode()
+
+
+def control_event(
+    end: int,
+    *,
+    cursor: str | None,
+    up_to_date: bool,
+    closed: bool = False,
+    run_state: str | None = None,
+) -> bytes:
+    """The SSE ``control`` event after data that ends at ``end``.
+
+    Its ``id`` is the offset, so that an ``EventSource`` that reconnects by itself says where it
+    stood. ``runState`` is ours (section 11.1).
+    """
+    token = offset_token(end)
+    fields: dict[str, object] = {"streamNextOffset": token}
+    if closed:
+        fields["streamClosed"] = True
+    else:
+        fields["streamCursor"] = cursor
+    if up_to_date:
+        fields["upToDate"] = True
+    if run_state is not None:
+        fields["runState"] = run_state
+    document = json.dumps(fields, separators=(",", ":"))
+    return f"event: control\ndata:{document}\nid:{token}\n\n".encode()
