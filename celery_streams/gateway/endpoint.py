@@ -9,13 +9,14 @@ from celery_streams.contracts import JSON, Head, Page
 from celery_streams.errors import OffsetGone, RunFinished, StoreUnavailable, StreamNotFound
 from celery_streams.gateway import wire
 from celery_streams.gateway.auth import Gate
-from celery_streams.gateway.hub import Hub, run_state
+from celery_streams.gateway.hub import Hub
 from celery_streams.gateway.limits import content_length, read_body
 from celery_streams.gateway.live import LiveReads, Position
 from celery_streams.gateway.problems import Problem
 from celery_streams.gateway.replies import Receive, Replies, Scope, Send
 from celery_streams.gateway.requests import parse_creation, parse_post
 from celery_streams.gateway.targets import STREAM_ROOT, Target, parse_reference, parse_target
+from celery_streams.gateway.topics import run_state
 from celery_streams.protocol import (
     AlreadyClosed,
     BadEpoch,

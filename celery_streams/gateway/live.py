@@ -14,11 +14,12 @@ from celery_streams.contracts import JSON, Head, Page
 from celery_streams.errors import OffsetGone, StoreUnavailable, StreamNotFound
 from celery_streams.gateway import wire
 from celery_streams.gateway.auth import ConnectionLimit
-from celery_streams.gateway.hub import Follower, Hub, Topic
+from celery_streams.gateway.hub import Hub
 from celery_streams.gateway.limits import ClientGone
 from celery_streams.gateway.problems import Problem
 from celery_streams.gateway.replies import Receive, Replies, Scope, Send
 from celery_streams.gateway.targets import Target
+from celery_streams.gateway.topics import Follower, Topic
 from celery_streams.settings import StreamsSettings
 from celery_streams.tokens import Access
 

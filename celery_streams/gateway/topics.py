@@ -1,0 +1,513 @@
+"""One stream that is followed live: its topic, and the followers of that.
+
+A topic hears of each entry once, formats it once, and hands the same bytes to every follower
+that stands where the entry begins. Whoever does not (a follower that has just come, a message
+that was lost) reads the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from celery_streams.contracts import Entry, Head, Page
+from celery_streams.errors import StreamNotFound
+from celery_streams.gateway import wire
+from celery_streams.protocol import Deleted, Ended, LiveEvent, ProtocolStore
+from celery_streams.slots import Slot
+
+#: Bytes of formatted events a topic remembers.
+_RECENT_BYTES = 64 * 1024
+
+
+@dataclass(slots=True)
+class Counts:
+    """What the hub has done so far: entries formatted, deliveries, followers cut off."""
+
+    events: int = 0
+    delivered: int = 0
+    cut: int = 0
+
+
+class Owner(Protocol):
+    """What a topic needs of its hub."""
+
+    store: ProtocolStore
+    buffer: int
+    counts: Counts
+
+    def abandon(self, topic: Topic) -> None:
+        """Nobody follows the topic any more."""
+        ...
+
+
+class Follower:
+    """One reader that follows a topic, and what it has not been sent yet.
+
+    ``offset`` is where it will stand once it has been sent everything in its buffer. While
+    ``stale`` is set it gets nothing from the topic: it reads the log from there.
+    """
+
+    __slots__ = (
+        "_frames",
+        "_topic",
+        "_waiter",
+        "cut",
+        "deadline",
+        "finished",
+        "gone",
+        "offset",
+        "sent_at",
+        "size",
+        "stale",
+        "task",
+    )
+
+    def __init__(self, topic: Topic, offset: int, deadline: float) -> None:
+        self._topic = topic
+        self._frames: deque[bytes] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self.offset = offset
+        self.deadline = deadline
+        self.sent_at = time.monotonic()
+        self.size = 0
+        self.stale = True
+        #: Nothing comes after what is in the buffer.
+        self.finished = False
+        #: The client has gone away.
+        self.gone = False
+        #: It did not keep up.
+        self.cut = False
+        #: The task that sends, to be cancelled if it cannot.
+        self.task = asyncio.current_task()
+
+    def push(self, frame: bytes, end: int) -> None:
+        """Buffer an event after which the follower stands at ``end``."""
+        self._frames.append(frame)
+        self.size += len(frame)
+        self.offset = end
+        if self.size > self._topic.hub.buffer and not self.cut:
+            self.cut = True
+            self._topic.hub.counts.cut += 1
+            if self._waiter is None and self.task is not None:
+                self.task.cancel()  # it is stuck in a send
+        self.wake()
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is something to send."""
+        return bool(self._frames)
+
+    def take(self) -> bytes:
+        """Everything in the buffer, which is empty then."""
+        frames = self._frames
+        if len(frames) == 1:
+            data = frames.popleft()
+        else:
+            data = b"".join(frames)
+            frames.clear()
+        self.size = 0
+        return data
+
+    def wake(self) -> None:
+        """Let the follower look at its state."""
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    async def wait(self) -> None:
+        """Return when there is something to send, to read, or to end for."""
+        if self._frames or self.stale or self.finished or self.gone:
+            return
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def leave(self) -> None:
+        """Follow no longer."""
+        self._topic.remove(self)
+
+
+class Topic:
+    """One stream that somebody follows."""
+
+    def __init__(self, hub: Owner, slot: Slot) -> None:
+        self.hub = hub
+        self.slot = slot
+        self.followers: set[Follower] = set()
+        self.head: Head | None = None
+        self.heard_at = time.monotonic()
+        self.listening: asyncio.Task[None] | None = None
+        #: Changes whenever whoever is reading the log should read it again.
+        self.version = 0
+        self._cursor: str | None = None
+        self._pages: dict[int, asyncio.Task[Page]] = {}
+        # The last entries heard, formatted, for those who were reading the log meanwhile.
+        self._recent: deque[tuple[int, int, bytes]] = deque()
+        self._recent_bytes = 0
+        self._tail = 0
+
+    def follow(self, offset: int, deadline: float) -> Follower:
+        """A follower that stands at ``offset``; ends at ``deadline`` (monotonic seconds)."""
+        follower = Follower(self, offset, deadline)
+        self.followers.add(follower)
+        return follower
+
+    def remove(self, follower: Follower) -> None:
+        """Forget a follower, and the topic with its last one."""
+        self.followers.discard(follower)
+        if not self.followers:
+            self.hub.abandon(self)
+
+    async def read(self, offset: int) -> Page:
+        """The log from ``offset`` on. Followers that ask at the same time share one answer."""
+        reading = self._pages.get(offset)
+        if reading is None:
+            reading = asyncio.create_task(self.hub.store.read(self.slot, offset))
+            self._pages[offset] = reading
+            reading.add_done_callback(lambda _: self._pages.pop(offset, None))
+        page = await asyncio.shield(reading)
+        self.head = page.head
+        return page
+
+    async def look(self) -> Head | None:
+        """The stream's head now; ``None``: there is no such stream."""
+        head = (await self.hub.store.heads([self.slot]))[0]
+        if isinstance(head, StreamNotFound):
+            return None
+        if isinstance(head, Exception):
+            raise head
+        self.head = head
+        return head
+
+    def next_cursor(self, theirs: str | None = None) -> str:
+        """A cursor good for all followers: past every cursor that any of them came with."""
+        newest = wire.cursor(theirs)
+        if self._cursor is None or int(newest) > int(self._cursor):
+            self._cursor = newest
+        return self._cursor
+
+    def deliver(self, event: LiveEvent) -> None:
+        """Hand a live event to everybody who stands where it begins."""
+        self.heard_at = time.monotonic()
+        match event:
+            case Entry():
+                self._deliver_entry(event)
+            case Ended(end, state):
+                self._deliver_end(end, state)
+            case Deleted() | None:
+                self._unsettle(self.followers)
+
+    def settle(self, follower: Follower, version: int) -> None:
+        """A follower has been sent what the log held; ``version`` is the topic's before that.
+
+        It goes live if it is level with the topic, if need be by what was heard meanwhile.
+        """
+        if version != self.version:
+            return
+        for start, end, frame in self._recent:
+            if start == follower.offset:
+                follower.push(frame, end)
+        follower.stale = follower.offset < self._tail
+
+    def announce(self, head: Head) -> None:
+        """What a look at the stream's head has shown; says whether anybody is behind it."""
+        known, self.head = self.head, head
+        for follower in self.followers:
+            if follower.offset < head.end or head.closed is not None:
+                self._unsettle((follower,))
+            elif (
+                known is not None
+                and head.run_state != known.run_state
+                and not (follower.stale or follower.finished)
+            ):
+                follower.push(self.control(follower.offset), follower.offset)
+
+    def control(self, end: int, *, closed: bool = False) -> bytes:
+        """The control event of somebody who has everything up to ``end``, the tail."""
+        return wire.control_event(
+            end,
+            cursor=None if closed else self.next_cursor(),
+            up_to_date=True,
+            closed=closed,
+            run_state=self.run_state,
+        )
+
+    @property
+    def run_state(self) -> str | None:
+        """How the stream's run is doing, if the stream has one."""
+        return run_state(self.slot, self.head)
+
+    def _deliver_entry(self, entry: Entry) -> None:
+        head = self.head
+        if head is None:
+            self._unsettle(self.followers)
+            return
+        if head.run_state is not None and head.run_state != "STARTED":
+            head = self.head = replace(head, run_state="STARTED")
+        start, end = entry.end - entry.count, entry.end
+        frame = wire.data_event((entry.payload,), head.content_type) + self.control(end)
+        self._tail = end
+        self._remember(start, end, frame)
+        self.hub.counts.events += 1
+        behind = []
+        for follower in self.followers:
+            if follower.stale or follower.offset >= end:
+                continue
+            if follower.offset == start:
+                follower.push(frame, end)
+                self.hub.counts.delivered += 1
+            else:
+                behind.append(follower)
+        self._unsettle(behind)
+
+    def _deliver_end(self, end: int, state: str) -> None:
+        self.version += 1
+        if self.head is None:
+            self._unsettle(self.followers)
+            return
+        self.head = replace(self.head, end=end, closed=state, run_state=state)
+        frame = self.control(end, closed=True)
+        for follower in self.followers:
+            if follower.stale or follower.offset != end:
+                self._unsettle((follower,))
+            else:
+                follower.finished = True
+                follower.push(frame, end)
+
+    def _unsettle(self, followers: Iterable[Follower]) -> None:
+        """Send followers to the log."""
+        self.version += 1
+        for follower in followers:
+            follower.stale = True
+            follower.wake()
+
+    def _remember(self, start: int, end: int, frame: bytes) -> None:
+        if self._recent and self._recent[-1][1] != start:
+            self._recent.clear()
+            self._recent_bytes = 0
+        self._recent.append((start, end, frame))
+        self._recent_bytes += len(frame)
+        while self._recent_bytes > _RECENT_BYTES:
+            self._recent_bytes -= len(self._recent.popleft()[2])
+
+
+def run_state(self) -> str | None:
+        """How the stream's run is doing, if the stream has one."""
+        return run_state(self.slot, self.head)
+
+    def _deliver_entry(self, entry: Entry) -> None:
+        head = self.head
+        if head is None:
+            self._unsettle(self.followers)
+            return
+        if head.run_state is not None and head.run_state != "STARTED":
+            head = self.head = replace(head, run_state="STARTED")
+        start, end = entry.end - entry.count, entry.end
+        frame = wire.data_event((entry.payload,), head.content_type) + self.control(end)
+        self._tail = end
+        self._remember(start, end, frame)
+        self.hub.events += 1
+        behind = []
+        for follower in self.followers:
+            if follower.stale or follower.offset >= end:
+                continue
+            if follower.offset == start:
+                follower.push(frame, end)
+                self.hub.delivered += 1
+            else:
+                behind.append(follower)
+        self._unsettle(behind)
+
+    def _deliver_end(self, end: int, state: str) -> None:
+        self.version += 1
+        if self.head is None:
+            self._unsettle(self.followers)
+            return
+        self.head = replace(self.head, end=end, closed=state, run_state=state)
+        frame = self.control(end, closed=True)
+        for follower in self.followers:
+            if follower.stale or follower.offset != end:
+                self._unsettle((follower,))
+            else:
+                follower.finished = True
+                follower.push(frame, end)
+
+    def _unsettle(self, followers: Iterable[Follower]) -> None:
+        """Send followers to the log."""
+        self.version += 1
+        for follower in followers:
+            follower.stale = True
+            follower.wake()
+
+    def _remember(self, start: int, end: int, frame: bytes) -> None:
+        if self._recent and self._recent[-1][1] != start:
+            self._recent.clear()
+            self._recent_bytes = 0
+        self._recent.append((start, end, frame))
+        self._recent_bytes += len(frame)
+        while self._recent_bytes > _RECENT_BYTES:
+            self._recent_bytes -= len(self._recent.popleft()[2])
+
+
+class Hub:
+    """Everything that is followed in this process, over one feed.
+
+    ``inquire`` finds out whether a silent run is over (and closes its streams if so).
+    """
+
+    def __init__(
+        self,
+        store: ProtocolStore,
+        settings: StreamsSettings,
+        inquire: Callable[[str], Awaitable[str | None]],
+    ) -> None:
+        self.store = store
+        self.buffer = settings.gateway_subscriber_buffer
+        self.topics: dict[Slot, Topic] = {}
+        self.events = 0
+        self.delivered = 0
+        self.cut = 0
+        self.draining = False
+        self._recheck = settings.recheck_interval
+        self._inquire = inquire
+        self._inquiring: set[str] = set()
+        self._feed: Feed = store.feed()
+        self._ticking: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def topic(self, slot: Slot) -> Topic:
+        """The topic of a stream, listened to: what happens after this returns is delivered.
+
+        Raises:
+            StoreUnavailable: it cannot be listened to now.
+        """
+        if self._ticking is None:
+            self._ticking = asyncio.create_task(self._tick())
+        topic = self.topics.get(slot)
+        if topic is None:
+            topic = self.topics[slot] = Topic(self, slot)
+            topic.listening = asyncio.create_task(self._feed.listen(slot, topic.deliver))
+        assert topic.listening is not None
+        try:
+            await asyncio.shield(topic.listening)
+        except StreamError:
+            if self.topics.get(slot) is topic:
+                del self.topics[slot]
+            raise
+        if self.topics.get(slot) is not topic:  # abandoned meanwhile
+            return await self.topic(slot)
+        return topic
+
+    def abandon(self, topic: Topic) -> None:
+        """Nobody follows the topic any more."""
+        if self.topics.get(topic.slot) is topic and not topic.followers:
+            del self.topics[topic.slot]
+            self._spawn(self._feed.ignore(topic.slot))
+
+    async def over(self, slot: Slot) -> str | None:
+        """How the run of a stream ended, if it has a run and that is over."""
+        return await self._inquire(slot.owner) if slot.scope == "run" else None
+
+    @property
+    def followers(self) -> int:
+        """How many readers follow a stream now."""
+        return sum(len(topic.followers) for topic in self.topics.values())
+
+    def drain(self) -> None:
+        """End every live read, so that clients reconnect elsewhere. New ones end at once."""
+        self.draining = True
+        for topic in self.topics.values():
+            for follower in topic.followers:
+                follower.finished = True
+                follower.wake()
+
+    async def aclose(self) -> None:
+        """Stop; followers are ended."""
+        self.drain()
+        if self._ticking is not None:
+            self._ticking.cancel()
+        await self._feed.aclose()
+
+    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK)
+            try:
+                now = time.monotonic()
+                self._pulse(now)
+                await self._look(now)
+            except StoreUnavailable as error:
+                logger.info("cannot look at idle streams: %s", error)
+            except Exception:
+                logger.exception("a round of the hub failed")
+
+    def _pulse(self, now: float) -> None:
+        for topic in list(self.topics.values()):
+            if not topic.followers and now - topic.heard_at > _HEARTBEAT:
+                self.abandon(topic)  # whoever asked for it never followed
+            for follower in topic.followers:
+                if now >= follower.deadline:
+                    follower.finished = True
+                    follower.wake()
+                elif now - follower.sent_at >= _HEARTBEAT and not follower.stale:
+                    follower.sent_at = now
+                    follower.push(wire.HEARTBEAT, follower.offset)
+
+    async def _look(self, now: float) -> None:
+        """Compare silent topics with their streams."""
+        silent = [t for t in self.topics.values() if now - t.heard_at >= self._recheck]
+        for at in range(0, len(silent), _HEADS):
+            batch = silent[at : at + _HEADS]
+            heads = await self.store.heads([topic.slot for topic in batch])
+            for topic, head in zip(batch, heads, strict=True):
+                topic.heard_at = now
+                if isinstance(head, Head):
+                    topic.announce(head)
+                elif topic.head is not None and isinstance(head, StreamError):
+                    topic.deliver(None)  # reading will say what is wrong
+                self._suspect(topic, head)
+
+    def _suspect(self, topic: Topic, head: Head | Exception) -> None:
+        """Ask what became of a run whose worker does not say."""
+        run_id = topic.slot.owner
+        state = head.run_state if isinstance(head, Head) else "PENDING"
+        closed = isinstance(head, Head) and head.closed is not None
+        if topic.slot.scope != "run" or closed or state == "STARTED":
+            return
+        if run_id in self._inquiring or len(self._inquiring) >= _INQUIRIES:
+            return
+        self._inquiring.add(run_id)
+
+        async def inquire() -> None:
+            try:
+                if await self._inquire(run_id) is not None:
+                    topic.deliver(None)
+            except StreamError as error:
+                logger.info("cannot tell whether run %s is over: %s", run_id, error)
+            finally:
+                self._inquiring.discard(run_id)
+
+        self._spawn(inquire())
+
+
+def run_state(slot: Slot, head: Head | None) -> str | None:
+    """How the run of a stream is doing; ``None`` for streams without a run."""
+    if slot.scope != "run":
+        return None
+    return "PENDING" if head is None else _as_run_state(head.run_state or "PENDING")
+
+
+def _as_run_state(state: str) -> str:
+    """A run's state as clients know it: a stream that is closed early leaves the run alive."""
+    return {"LOST": "STALLED", "CLOSED": "STARTED"}.get(state, state)
