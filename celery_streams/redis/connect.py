@@ -50,11 +50,19 @@ def connect_async(address: Address, settings: StreamsSettings) -> AsyncClient:
     """An asyncio client, for the running event loop only."""
     options = _options(address, settings)
     if address.cluster:
-        return aioredis.RedisCluster.from_url(
+        return _AsyncCluster.from_url(
             address.url, retry=AsyncRetry(NoBackoff(), 0), require_full_coverage=False, **options
         )
     with _explained(address):
         return aioredis.Redis.from_url(address.url, retry=AsyncRetry(NoBackoff(), 0), **options)
+
+
+class _AsyncCluster(aioredis.RedisCluster):
+    async def aclose(self) -> None:
+        """Close what looking for the nodes in vain has opened, too: redis-py leaves it open."""
+        await super().aclose()
+        await self.nodes_manager.aclose()
+        await self.nodes_manager.aclose("startup_nodes")
 
 
 async def heeding_cancellation(work: Awaitable[T]) -> T:

@@ -14,11 +14,17 @@ from celery.exceptions import Ignore, Reject, Retry
 from celery_streams.chat.agent import ChatAgent
 from celery_streams.chat.context import Chat, session_id_of
 from celery_streams.contracts import Head
-from celery_streams.errors import ConfigurationError, StreamError
+from celery_streams.errors import (
+    ConfigurationError,
+    RunFinished,
+    StoreUnavailable,
+    StreamError,
+)
 from celery_streams.runtime import Ending
 from celery_streams.slots import Slot
 from celery_streams.task.guardrail import Guardrail
 from celery_streams.task.identity import RunIdentity
+from celery_streams.task.repetition import RepetitionWriters
 from celery_streams.task.run_streams import RunStreams
 from celery_streams.writing.writers import AttemptWriters
 
@@ -74,6 +80,8 @@ class RunningAttempt:
         self._drain_failed = False
         self._raised: BaseException | None = None
         self._number = 1 if identity.first else 0
+        self._begun = False  #: it holds the run's fence and a lease, written or not
+        self._repeats = False  #: the run had succeeded before this attempt came
         self.streams = RunStreams(
             identity,
             self._get_writers,
@@ -116,16 +124,16 @@ class RunningAttempt:
         """
         if not self._drain_failed:
             self._drain(fail=False)
-        opened = self._writers is not None and self._own_slot_opened()
+        recorded = self._begun or self._own_slot_opened()
         state = state or self._state_of_exception()
         if state is not None:
             children = bool(getattr(self._task.request, "children", None))
             if self._goes_on(state):
-                if opened:
+                if recorded:
                     self._suspend()
-            elif opened:
+            elif recorded:
                 self._end(state, always=children)
-            elif children or not self.identity.first or self._number > 1:
+            elif children or not self.identity.first:
                 # Others may have written to this run, or an earlier attempt of it.
                 with suppress(ConfigurationError):  # no store, so nobody has
                     self._end(state, always=children)
@@ -152,29 +160,65 @@ class RunningAttempt:
 
     def _get_writers(self) -> AttemptWriters:
         with self._opening:
-            writers = self._writers
-            if writers is None:
+            if self._writers is None:
+                if not (self.identity.first or self._number):
+                    # Unreachable now: the writers will retry, and find out what there is.
+                    with suppress(StoreUnavailable):
+                        self._begin()
                 runtime = self._owner.runtime
-                writers = self._writers = AttemptWriters(
+                kind = RepetitionWriters if self._repeats else AttemptWriters
+                self._writers = kind(
                     self.identity.attempt,
                     runtime.open_channel,
                     runtime.store,
                     runtime.cache,
                     runtime.settings,
                 )
-                runtime.enter(self.identity.attempt)
-        return writers
+                if not self._repeats:
+                    runtime.enter(self.identity.attempt)
+            return self._writers
 
     def _head(self, slot: Slot) -> Head:
         return self._owner.runtime.store.head(slot)
 
     def _get_number(self) -> int:
         if not self._number:
-            epoch = self._owner.runtime.registry.begin(self.identity.attempt)
-            # An earlier attempt that never wrote has left no epoch, but it has been here.
-            self._number = max(epoch, self.identity.retries + 1, 2)
+            with self._opening:
+                if not self._number:
+                    self._begin()
             self._get_writers()
         return self._number
+
+    def _begin(self) -> None:
+        """Take the run's fence, atomically, unless the run has succeeded without this attempt.
+
+        No earlier attempt can end the run afterwards, so what this one writes has a place.
+        """
+        epoch = 0
+        registry = self._owner.runtime.registry
+        try:
+            epoch = registry.begin(self.identity.attempt)
+            self._begun = True
+        except RunFinished as finished:
+            if finished.state != states.SUCCESS:
+                raise
+            self._repeats = True
+            if self._is_first_repetition():
+                logger.warning(
+                    "%s[%s] is executed again, though it has succeeded: its message was delivered "
+                    "twice. Its streams are complete and stay as they are; what this execution "
+                    "writes is dropped. (Said once per run.)",
+                    self._task.name,
+                    self.run_id,
+                )
+        # An earlier attempt that never wrote has left no epoch, but it has been here.
+        self._number = max(epoch, self.identity.retries + 1, 2)
+
+    def _is_first_repetition(self) -> bool:
+        try:
+            return self._owner.runtime.registry.first_time(self.run_id, "repeated")
+        except StreamError:
+            return True
 
     def _drain(self, *, fail: bool) -> None:
         if self._writers is None:
@@ -193,7 +237,8 @@ class RunningAttempt:
             )
 
     def _own_slot_opened(self) -> bool:
-        assert self._writers is not None
+        if self._writers is None:
+            return False
         run_id = self.identity.run_id
         return any(slot.scope == "run" and slot.owner == run_id for slot in self._writers.slots)
 

@@ -9,6 +9,7 @@ from celery_streams.contracts import Head, Offset
 from celery_streams.reading.reader import Reader
 from celery_streams.slots import Slot
 from celery_streams.task.identity import RunIdentity
+from celery_streams.task.repetition import RepetitionWriters
 from celery_streams.writing.writer import Writer
 from celery_streams.writing.writers import AttemptWriters
 
@@ -63,7 +64,12 @@ class RunStreams:
         return self._attempt_number()
 
     def write(self, chunk: Any, *, key: str = "default", target: str = "self") -> None:
-        """Queue one chunk; never a round trip. See :meth:`Writer.write`."""
+        """Queue one chunk. See :meth:`Writer.write`.
+
+        Never a round trip, but for the first use of the streams in a later attempt of the run:
+        it takes over from the attempts before. If the run has succeeded already (its message
+        was delivered twice), this attempt's chunks are dropped, with one warning.
+        """
         if self._guardrail is not None:
             self._guardrail("write")
         writer = self._by_name.get((key, target))
@@ -79,7 +85,10 @@ class RunStreams:
         target: str = "self",
         timeout: float | None = None,
     ) -> int:
-        """Write one chunk, wait until it is durable, return its sequence number."""
+        """Write one chunk, wait until it is durable, return its sequence number.
+
+        ``-1`` for a chunk that was dropped, because the run had succeeded already.
+        """
         self.guard("append")
         return self._named(key, target).append(chunk, timeout=timeout)
 
@@ -166,7 +175,8 @@ class RunStreams:
     def _open(self, key: str, target: str, content_type: str | None = None) -> Writer:
         run_id = self._identity.resolve(target)
         slot = Slot.run(run_id, key)
-        identity = self._identity
-        if run_id not in (identity.run_id, identity.parent_id, identity.root_id):
+        identity, writers = self._identity, self._writers()
+        relatives = (identity.run_id, identity.parent_id, identity.root_id)
+        if run_id not in relatives and not isinstance(writers, RepetitionWriters):
             self._require_run(run_id)
-        return self._writers().writer(slot, content_type)
+        return writers.writer(slot, content_type)

@@ -11,6 +11,7 @@ import gc
 import signal as signals
 import uuid
 import warnings
+from abc import ABC, abstractmethod
 from functools import cache
 from typing import Any
 
@@ -38,8 +39,8 @@ def docker_answers() -> bool:
     return answered
 
 
-class ProcessContainer(CeleryTestContainer):
-    """What all local containers share. ``_process()`` is the process that stands for it."""
+class ProcessContainer(CeleryTestContainer, ABC):
+    """What all local containers share."""
 
     def __init__(self, name: str) -> None:
         # Not the base class's: there is no container object to wrap.
@@ -74,11 +75,13 @@ class ProcessContainer(CeleryTestContainer):
             process.send_signal(number)
             process.wait()
 
+    @abstractmethod
     def restart(self, timeout: int = 60) -> None:
-        raise NotImplementedError
+        """End the process, if it runs, and start it again."""
 
+    @abstractmethod
     def _process(self) -> Any:
-        raise NotImplementedError
+        """The process that stands for the container."""
 
 
 class ValkeyContainer(ProcessContainer):
