@@ -39,6 +39,7 @@ from celery_streams.errors import (
     StreamError,
     StreamFenced,
     StreamNotFound,
+    TokenRejected,
     WriteTimeout,
 )
 from celery_streams.settings import StreamsSettings
@@ -74,6 +75,7 @@ __all__ = [
     "StreamNotFound",
     "Streams",
     "StreamsSettings",
+    "TokenRejected",
     "WriteResult",
     "WriteTimeout",
     "Writer",

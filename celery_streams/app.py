@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from celery_streams.contracts import Attempt, Authority, Head, Offset, Store
 from celery_streams.errors import ConfigurationError, StreamError, StreamNotFound
 from celery_streams.reading.reader import AsyncReader, Reader
-from celery_streams.redis.address import parse_address
+from celery_streams.redis.address import celery_url, parse_address
 from celery_streams.runs.oversight import RunOversight
 from celery_streams.runtime import AuthorityFactory, BackEnds, Runtime, StoreFactory
 from celery_streams.sessions import Session
@@ -25,6 +25,7 @@ from celery_streams.stats import Counts
 from celery_streams.task.attempt import RunningAttempt
 from celery_streams.task.current import running
 from celery_streams.task.lifecycle import Lifecycle
+from celery_streams.tokens import Tokens
 from celery_streams.typed import TypedStream
 from celery_streams.writing.writer import Writer
 from celery_streams.writing.writers import AttemptWriters
@@ -226,6 +227,17 @@ class Streams:
         """
         return self.runtime.authority.revoke(Slot.run(run_id, key))
 
+    def token(self, scopes: Iterable[str], ttl: float = 3600.0) -> str:
+        """An access token for the gateway that allows ``scopes`` for ``ttl`` seconds.
+
+        For example ``streams.token([f"read:runs/{result.id}"])``; :mod:`celery_streams.tokens`
+        tells what a scope may say.
+
+        Raises:
+            ConfigurationError: no ``secret`` is set, or a scope or ``ttl`` cannot be.
+        """
+        return Tokens(self.settings).mint(scopes, ttl)
+
     def reset(self) -> None:
         """Forget the credentials this process remembers; the fleet's stay."""
         self.runtime.cache.reset()
@@ -326,19 +338,9 @@ class Streams:
     def _url(self) -> str:
         if self.settings.url is not None:
             return resolve_url(self.settings.url.get_secret_value())
-        candidates: Iterable[Any] = ()
-        if self._app is not None:
-            candidates = (self._app.conf.result_backend, self._app.conf.broker_url)
-        for candidate in candidates:
-            if isinstance(candidate, (list, tuple)):
-                candidate = candidate[0] if candidate else ""
-            first = str(candidate or "").split(";")[0]
-            if first.startswith(("redis://", "rediss://", "redis+cluster://")):
-                # Celery's spelling of the TLS option, and redis-py's.
-                return first.replace("=CERT_NONE", "=none").replace("=CERT_REQUIRED", "=required")
-            if first.startswith("redis+socket://"):
-                rest = first.removeprefix("redis+socket://")
-                return "unix://" + rest.replace("virtual_host=", "db=")
+        url = celery_url(self._app.conf) if self._app is not None else None
+        if url is not None:
+            return url
         raise ConfigurationError(
             "no store is configured, and neither Celery's result backend nor its broker is "
             "Redis: set CELERY_STREAMS_URL (or app.conf.streams_url), for example to "

@@ -104,5 +104,9 @@ class RunFinished(StreamError):
         self.state = state
 
 
+class TokenRejected(StreamError):
+    """An access token that is malformed, expired, or signed by nobody who is trusted."""
+
+
 class OutsideTask(StreamError, RuntimeError):
     """Run-scoped streams were used where no task is running."""

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from celery_streams.errors import ConfigurationError
 
 ENV_PREFIX = "CELERY_STREAMS_"
 CONF_PREFIX = "streams_"
+
+T = TypeVar("T")
+
+
+def _several(value: object) -> object:
+    """An environment variable's list: as JSON, or simply between commas."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise ValueError("starts like a JSON list and is none") from None
+    return [item.strip() for item in value.split(",") if item.strip()]
+
+
+#: A list; in the environment JSON, or values between commas.
+Several = Annotated[tuple[T, ...], NoDecode, BeforeValidator(_several)]
 
 
 class StreamsSettings(BaseSettings):
@@ -29,8 +48,9 @@ class StreamsSettings(BaseSettings):
     #: ``rediss+cluster://`` or ``embedded://[directory]``. Not set: Celery's result backend,
     #: else its broker, if that is Redis.
     url: SecretStr | None = None
-    #: Key material for everything secret. Credentials cached in Redis are encrypted with a key
-    #: derived from it. Not set: derived from the user name and password of ``url``.
+    #: Key material for everything secret. Credentials cached in Redis are encrypted, and access
+    #: tokens signed, with keys derived from it. Not set: credentials are encrypted with a key
+    #: derived from the user name and password of ``url``, and there are no tokens.
     secret: SecretStr | None = None
     #: First part of every Redis key and channel.
     prefix: str = Field("cs", pattern=r"^[A-Za-z0-9._:-]{1,64}$")
@@ -75,6 +95,35 @@ class StreamsSettings(BaseSettings):
     #: Seconds to connect, and to wait for one reply, before the connection counts as broken.
     connect_timeout: float = Field(3.0, gt=0)
     socket_timeout: float = Field(5.0, gt=0)
+
+    #: Other values of ``secret`` whose tokens are accepted, too: the former one during a change.
+    token_secrets: Several[SecretStr] = ()
+    #: Public keys of issuers whose tokens are accepted: PEM texts, or paths of files with PEM
+    #: keys or a JSON Web Key Set. RSA (RS256), P-256 (ES256) and Ed25519 (EdDSA).
+    token_public_keys: Several[str] = ()
+    #: Whom a token must be meant for (its ``aud``).
+    token_audience: str = Field("celery-streams", min_length=1)
+
+    #: Largest body of a request to the gateway, bytes.
+    gateway_max_body_bytes: int = Field(8 * 1024 * 1024, gt=0)
+    #: Longest URL (path and query), bytes.
+    gateway_max_url_bytes: int = Field(8 * 1024, gt=0)
+    #: All of a request's headers together, bytes.
+    gateway_max_header_bytes: int = Field(16 * 1024, gt=0)
+    #: Live reads that one token may have open at once, in one gateway process.
+    gateway_connections_per_token: int = Field(1000, gt=0)
+    #: Seconds a client has to send the whole body.
+    gateway_body_timeout: float = Field(30.0, gt=0)
+    #: Seconds a long poll waits for something new.
+    gateway_long_poll_timeout: float = Field(30.0, gt=0)
+    #: Seconds after which a server-sent event stream ends and its client connects again.
+    gateway_sse_lifetime: float = Field(60.0, gt=0)
+    #: What one slow subscriber may have waiting before it is cut off, bytes.
+    gateway_subscriber_buffer: int = Field(1024 * 1024, gt=0)
+    #: Origins whose pages may read with a browser (CORS).
+    gateway_cors_origins: Several[str] = ("*",)
+    #: Connections to Redis that one gateway process opens for requests.
+    gateway_redis_connections: int = Field(8, gt=0)
 
     @classmethod
     def load(

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import click
-from celery import Celery
 
-from celery_streams.app import Streams
 from celery_streams.cli.doctor import Finding, examine
+from celery_streams.cli.project import app_errors, app_of, streams_of
+from celery_streams.cli.token import token
 from celery_streams.contracts import Head, Offset
-from celery_streams.errors import ConfigurationError, ReadTimeout, StreamError
+from celery_streams.errors import ReadTimeout, StreamError
 from celery_streams.slots import Slot
 
 _INTERRUPTED = 130
@@ -80,7 +80,7 @@ def tail(
     standard error.
     """
     slot = _slot(names, session)
-    reader = _streams(ctx).open_reader(slot, offset, timeout)
+    reader = streams_of(ctx).open_reader(slot, offset, timeout)
     printer = Printer(as_json=as_json)
     try:
         for chunk in reader:
@@ -102,7 +102,7 @@ def tail(
 @click.pass_context
 def ls(ctx: click.Context, run_id: str) -> None:
     """List the streams of a run: chunks, attempts, and whether they have ended."""
-    owner = _streams(ctx)
+    owner = streams_of(ctx)
     rows = [("KEY", "CHUNKS", "KEPT FROM", "ATTEMPTS", "STATE", "TYPE")]
     for key in owner.keys(run_id):
         head = owner.head(run_id, key)
@@ -120,7 +120,7 @@ def ls(ctx: click.Context, run_id: str) -> None:
 @click.pass_context
 def head(ctx: click.Context, run_id: str, key: str, as_json: bool) -> None:
     """Show the state of one stream."""
-    facts = _facts(_streams(ctx).head(run_id, key))
+    facts = _facts(streams_of(ctx).head(run_id, key))
     if as_json:
         click.echo(json.dumps(facts))
         return
@@ -134,7 +134,7 @@ def head(ctx: click.Context, run_id: str, key: str, as_json: bool) -> None:
 @click.pass_context
 def revoke(ctx: click.Context, run_id: str, key: str) -> None:
     """Withdraw the write credentials of a stream; who may still write gets new ones."""
-    owner = _streams(ctx)
+    owner = streams_of(ctx)
     owner.head(run_id, key)  # a name nobody has written to is a mistake worth telling
     count = owner.revoke(run_id, key)
     click.echo(f"withdrew {count} credential{'' if count == 1 else 's'} of runs/{run_id}/{key}")
@@ -145,8 +145,8 @@ def revoke(ctx: click.Context, run_id: str, key: str) -> None:
 def doctor(ctx: click.Context) -> None:
     """Check settings, server and permissions, and say what to do."""
     findings: list[Finding] = []
-    with _app_errors():
-        for finding in examine(_streams(ctx), _app(ctx)):
+    with app_errors():
+        for finding in examine(streams_of(ctx), app_of(ctx)):
             findings.append(finding)
             colour = {"ok": "green", "warn": "yellow", "fail": "red"}[finding.level]
             label = click.style(f"{finding.level:<4}", fg=colour, bold=True)
@@ -157,6 +157,9 @@ def doctor(ctx: click.Context) -> None:
     warned = sum(finding.level == "warn" for finding in findings)
     click.echo(f"{len(findings)} checks: {failed} failed, {warned} to look at")
     ctx.exit(1 if failed else 0)
+
+
+streams.add_command(token)
 
 
 class Printer:
@@ -214,36 +217,6 @@ def _facts(head: Head) -> dict[str, Any]:
         "attempts": head.epoch,
         "content_type": head.content_type,
     }
-
-
-def _app(ctx: click.Context) -> Celery:
-    app: Celery = ctx.obj.app
-    return app
-
-
-def _streams(ctx: click.Context) -> Streams:
-    app = _app(ctx)
-    if not isinstance(getattr(app, "streams", None), Streams):
-        with _app_errors():
-            app.loader.import_default_modules()
-    found = getattr(app, "streams", None)
-    if isinstance(found, Streams):
-        return found
-    raise ConfigurationError(
-        f"the Celery app {app.main!r} has no streams: name the right app "
-        "(celery -A proj streams ...), and give it streams = Streams(app)"
-    )
-
-
-@contextmanager
-def _app_errors() -> Iterator[None]:
-    """An app that cannot be imported or asked is a problem to tell, not a traceback."""
-    try:
-        yield
-    except (StreamError, click.ClickException, click.exceptions.Exit):
-        raise
-    except Exception as error:
-        raise ConfigurationError(f"{type(error).__name__}: {error}") from error
 
 
 def _table(rows: Sequence[Sequence[str]], *, right: Iterable[int]) -> Iterator[str]:

@@ -72,6 +72,8 @@ class StreamEndpoint:
                 headers={"allow": ", ".join(_ACTIONS)},
             )  # fmt: skip
         access = self._gate.access(scope)
+        if method == "DELETE" and target.awaited:
+            action = "admin"  # what a task writes is not a client's to delete
         self._gate.require(access, action, target.resource)
         try:
             match method:
@@ -181,6 +183,7 @@ class StreamEndpoint:
 
         limit = self._settings.max_chunk_bytes
         creation = parse_creation(headers, body, target, limit, source)
+        self._may_close(scope, target, closes=creation.closed)
         created, head = await self._store.create(target.slot, creation)
         answer = {
             "content-type": head.content_type,
@@ -198,6 +201,7 @@ class StreamEndpoint:
     async def _post(self, scope: Scope, receive: Receive, send: Send, target: Target) -> None:
         body = await self._body(scope, receive)
         post = parse_post(_headers(scope), body, self._settings.max_chunk_bytes)
+        self._may_close(scope, target, closes=post.close)
         posted = await self._store.post(target.slot, post)
         headers = {"stream-next-offset": wire.offset_token(posted.end), "cache-control": "no-store"}
         if posted.closed:
@@ -211,6 +215,11 @@ class StreamEndpoint:
     async def _delete(self, scope: Scope, send: Send, target: Target) -> None:
         await self._store.remove(target.slot)
         await self._replies.reply(scope, send, 204, {"cache-control": "no-store"})
+
+    def _may_close(self, scope: Scope, target: Target, *, closes: bool) -> None:
+        """A run's end is its own to say, a session's its application's."""
+        if closes and target.awaited:
+            self._gate.require(self._gate.access(scope), "admin", target.resource)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         return await read_body(receive, self._settings, content_length(scope["headers"]))

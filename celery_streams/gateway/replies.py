@@ -57,6 +57,7 @@ _RESPONSE_HEADERS = ", ".join(
         "stream-sse-data-encoding",
         "stream-ttl",
         "stream-up-to-date",
+        "www-authenticate",
     )
 )
 

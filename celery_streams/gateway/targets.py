@@ -8,6 +8,7 @@ from urllib.parse import unquote
 from celery_streams.errors import InvalidName
 from celery_streams.gateway.problems import Problem
 from celery_streams.slots import Slot
+from celery_streams.tokens import resource_of
 
 STREAM_ROOT = "/v1/stream/"
 #: First segment of the protocol's own paths (PROTOCOL 6).
@@ -40,14 +41,18 @@ def parse_target(path: str) -> Target:
     try:
         if first == "runs":
             run_id, _, key = rest.partition("/")
-            return Target(Slot.run(run_id, key or "default"), f"runs/{rest}", path)
+            return _target(Slot.run(run_id, key or "default"), path)
         if first == "sessions":
             session_id, _, channel = rest.partition("/")
             slot = Slot.session(session_id, channel or "out")  # type: ignore[arg-type]
-            return Target(slot, f"sessions/{rest}", path)
-        return Target(Slot.path(path), f"streams/{path}", path)
+            return _target(slot, path)
+        return _target(Slot.path(path), path)
     except InvalidName as error:
         raise Problem(400, "invalid-path", str(error)) from None
+
+
+def _target(slot: Slot, path: str) -> Target:
+    return Target(slot, resource_of(slot), path)
 
 
 def parse_reference(reference: str, root_path: str) -> Target:
