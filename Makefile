@@ -4,6 +4,8 @@
 #   make lint         style, types, import directions
 #   make demo         watch a worker stream to another process (TOPIC=json.dumps)
 #   make bench        the benchmarks (BENCH_JSON=file writes them as JSON too)
+#   make bench-gateway  the HTTP gateway beside other servers of its protocol (Linux)
+#   make conformance  the Durable Streams conformance suite (npm) against the gateway
 #   make soak         the fault tests with their full counts, at most 30 minutes
 #   make test-oldest  all tests on the oldest versions that pyproject.toml allows
 #   make clean        remove what the other targets made
@@ -11,11 +13,16 @@
 PYTHON ?= python3
 VENV := .venv
 OLDEST := .venv-oldest
+BENCH := .venv-bench
 BIN := $(VENV)/bin
 TOPIC ?= json.dumps
 ARGS ?=
 # More processes than cores: most tests wait for servers more than they compute.
 PARALLEL ?= -n 3
+
+# What the conformance suite's runner (vitest 4) does not start without.
+NODE_MISSING = ! command -v npm >/dev/null \
+	|| ! node -e 'process.exit(parseInt(process.versions.node) < 20)'
 
 # Folders with Python files in them.
 TYPED = $(sort $(patsubst %/,%,$(dir $(wildcard \
@@ -23,7 +30,7 @@ TYPED = $(sort $(patsubst %/,%,$(dir $(wildcard \
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: all venv test lint format demo bench soak test-oldest redis-server clean
+.PHONY: all venv test lint format demo bench bench-gateway conformance soak test-oldest redis-server nodejs clean
 
 all: lint test
 
@@ -53,6 +60,27 @@ demo: venv
 bench: venv
 	$(BIN)/python -m benchmarks
 
+# The gateway's peers: one in an environment of its own, one in benchmarks/gateway/node_modules.
+$(BENCH)/.installed: pyproject.toml benchmarks/gateway/requirements.txt
+	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --editable '.[demo,gateway]' \
+		--requirement benchmarks/gateway/requirements.txt
+	touch $@
+
+benchmarks/gateway/node_modules/.installed: benchmarks/gateway/package.json
+	@if ! command -v npm >/dev/null; then echo "bench-gateway: npm is missing"; \
+	else npm install --prefix benchmarks/gateway --no-package-lock --no-audit --no-fund --silent \
+	     && touch $@ || echo "bench-gateway: npm install failed"; fi
+
+bench-gateway: $(BENCH)/.installed benchmarks/gateway/node_modules/.installed
+	$(BENCH)/bin/python -m benchmarks.gateway $(ARGS)
+
+# Needs Node 20 and npm; its packages go to build/conformance.
+conformance: venv nodejs
+	@if $(NODE_MISSING); \
+	then echo "conformance: SKIPPED, because npm or Node 20 (or newer) is missing"; \
+	else $(BIN)/python -m tests.conformance.run $(ARGS); fi
+
 soak: venv redis-server
 	CELERY_STREAMS_SOAK=1 $(BIN)/python -m pytest -m soak -s --timeout 1800 --session-timeout 1800 $(ARGS)
 
@@ -60,7 +88,7 @@ soak: venv redis-server
 $(OLDEST)/.installed: pyproject.toml | venv
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(OLDEST)
 	$(BIN)/uv pip install --quiet --python $(OLDEST)/bin/python \
-		--resolution lowest-direct --editable '.[demo,gevent,eventlet]'
+		--resolution lowest-direct --editable '.[demo,gevent,eventlet,gateway]'
 	$(BIN)/uv pip install --quiet --python $(OLDEST)/bin/python --editable '.[test]'
 	touch $@
 
@@ -76,7 +104,15 @@ redis-server:
 	     && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server; } \
 	|| echo "redis-server is not installed: the tests on Redis 7 will be skipped"
 
+# Node and npm for the conformance suite. Installed here if that is possible without asking.
+nodejs:
+	@command -v npm >/dev/null \
+	|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+	     && apt-get update -qq \
+	     && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nodejs npm; } \
+	|| echo "npm is not installed: the conformance suite will be skipped"
+
 clean:
-	rm -rf $(VENV) $(OLDEST) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+	rm -rf $(VENV) $(OLDEST) $(BENCH) benchmarks/gateway/node_modules build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis \
 		.import_linter_cache
 	find celery_streams tests example_project benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
