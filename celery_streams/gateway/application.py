@@ -14,8 +14,10 @@ from celery_streams.gateway.endpoint import StreamEndpoint
 from celery_streams.gateway.hub import Hub
 from celery_streams.gateway.limits import ClientGone, check_request
 from celery_streams.gateway.problems import Problem
-from celery_streams.gateway.replies import Receive, Replies, Scope, Send
+from celery_streams.gateway.replies import STARTED, Receive, Replies, Scope, Send
+from celery_streams.gateway.runs import RunsEndpoint
 from celery_streams.gateway.targets import STREAM_ROOT
+from celery_streams.gateway.viewer import Viewer
 
 logger = logging.getLogger("celery_streams.gateway")
 
@@ -29,16 +31,18 @@ class _Running:
 
     hub: Hub
     streams: StreamEndpoint
+    runs: RunsEndpoint
 
 
 class Gateway:
     """See :func:`create_app`. One event loop at a time; nothing is opened before it is needed."""
 
-    def __init__(self, streams: Streams, *, insecure: bool = False) -> None:
+    def __init__(self, streams: Streams, *, insecure: bool = False, ui: bool = False) -> None:
         self._streams = streams
         self._settings = streams.settings
         self._gate = Gate(self._settings, insecure=insecure)
         self._replies = Replies(self._settings.gateway_cors_origins)
+        self._viewer = Viewer() if ui else None
         self._running: dict[asyncio.AbstractEventLoop, _Running] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -48,15 +52,8 @@ class Gateway:
             return
         if scope["type"] != "http":
             raise RuntimeError("the gateway speaks HTTP only")
-        started = False
-
-        async def watched(message: dict[str, object]) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
         try:
-            await self._answer(scope, receive, watched)  # type: ignore[arg-type]
+            await self._answer(scope, receive, send)
         except ClientGone:
             return
         except Problem as problem:
@@ -64,7 +61,7 @@ class Gateway:
                 await self._swallow(receive)
             await self._replies.refuse(scope, send, problem)
         except StoreUnavailable as error:
-            if started:
+            if STARTED in scope:
                 return
             logger.warning("%s %s: %s", scope["method"], scope["path"], error)
             unavailable = Problem(
@@ -75,7 +72,7 @@ class Gateway:
             )
             await self._replies.refuse(scope, send, unavailable)
         except StreamError as error:
-            if started:
+            if STARTED in scope:
                 raise
             logger.exception("%s %s failed", scope["method"], scope["path"])
             failed = Problem(500, "internal-error", type(error).__name__)
@@ -102,6 +99,12 @@ class Gateway:
             running = self._on_this_loop()
             await running.streams(scope, receive, send, path.removeprefix(STREAM_ROOT))
             return
+        if RunsEndpoint.serves(path):
+            await self._on_this_loop().runs(scope, send, path)
+            return
+        if self._viewer is not None and self._viewer.serves(path):
+            await self._viewer(scope, send, path)
+            return
         raise Problem(404, "not-found", "there is nothing at this path")
 
     async def _swallow(self, receive: Receive) -> None:
@@ -126,7 +129,8 @@ class Gateway:
 
             hub = Hub(store, self._settings, inquire)
             endpoint = StreamEndpoint(store, hub, self._gate, self._replies, self._settings)
-            running = self._running[loop] = _Running(hub, endpoint)
+            runs = RunsEndpoint(store, inquire, self._gate, self._replies)
+            running = self._running[loop] = _Running(hub, endpoint, runs)
         return running
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
@@ -140,7 +144,7 @@ class Gateway:
                 return
 
 
-def create_app(streams: Streams, *, insecure: bool = False) -> Gateway:
+def create_app(streams: Streams, *, insecure: bool = False, ui: bool = False) -> Gateway:
     """The gateway as an ASGI application, alone or mounted under any prefix.
 
     ::
@@ -151,11 +155,12 @@ def create_app(streams: Streams, *, insecure: bool = False) -> Gateway:
     Args:
         streams: whose store it serves.
         insecure: serve everybody who can connect, without tokens.
+        ui: serve a page to look at runs and sessions, at ``/``.
 
     Raises:
         ConfigurationError: there is no secret to check tokens with, and ``insecure`` is not set.
     """
-    return Gateway(streams, insecure=insecure)
+    return Gateway(streams, insecure=insecure, ui=ui)
 
 
 def _route(scope: Scope) -> str:

@@ -12,6 +12,9 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = Mapping[str, str]
 
+#: Set in a request's scope once its answer has begun.
+STARTED = "celery_streams.started"
+
 #: On every answer: nothing is sniffed, framed or run as a page, whatever a client has written
 #: into a stream (PROTOCOL 12.7).
 SECURITY = {
@@ -66,13 +69,17 @@ class Replies:
     """Sends answers; knows which origins may read them."""
 
     def __init__(self, origins: Iterable[str]) -> None:
-        self._origins = frozenset(origins)
+        everybody = "*" in (allowed := frozenset(origins))
+        self._origins = frozenset() if everybody else allowed
+        self._always = _packed({**SECURITY, **(_open_to("*") if everybody else {})})
 
     async def start(self, scope: Scope, send: Send, status: int, headers: Headers) -> None:
         """The status and the headers; a body follows."""
-        every = {**SECURITY, **self._cors(scope), **headers}
-        packed = [(name.encode(), value.encode("latin-1")) for name, value in every.items()]
-        await send({"type": "http.response.start", "status": status, "headers": packed})
+        scope[STARTED] = True
+        every = [*self._always, *_packed(headers)]
+        if self._origins:
+            every += self._cors(scope)
+        await send({"type": "http.response.start", "status": status, "headers": every})
 
     async def reply(
         self, scope: Scope, send: Send, status: int, headers: Headers, body: bytes = b""
@@ -98,12 +105,17 @@ class Replies:
         }
         await self.reply(scope, send, 204, headers)
 
-    def _cors(self, scope: Scope) -> Headers:
-        if "*" in self._origins:
-            allowed = {"access-control-allow-origin": "*"}
-        else:
-            origin = next((v for k, v in scope["headers"] if k == b"origin"), b"").decode("latin-1")
-            if origin not in self._origins:
-                return {"vary": "origin"}
-            allowed = {"access-control-allow-origin": origin, "vary": "origin"}
-        return {**allowed, "access-control-expose-headers": _RESPONSE_HEADERS}
+    def _cors(self, scope: Scope) -> list[tuple[bytes, bytes]]:
+        origin = next((v for k, v in scope["headers"] if k == b"origin"), b"").decode("latin-1")
+        return _packed({"vary": "origin", **(_open_to(origin) if origin in self._origins else {})})
+
+
+def _open_to(origin: str) -> Headers:
+    return {
+        "access-control-allow-origin": origin,
+        "access-control-expose-headers": _RESPONSE_HEADERS,
+    }
+
+
+def _packed(headers: Headers) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]

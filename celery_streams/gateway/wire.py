@@ -195,15 +195,12 @@ def control_event(
     Its ``id`` is the offset, so that an ``EventSource`` that reconnects by itself says where it
     stood. ``runState`` is ours (section 11.1).
     """
+    # Written by hand: once an entry, this was a third of what fanning it out costs. Offsets and
+    # cursors are digits.
     token = offset_token(end)
-    fields: dict[str, object] = {"streamNextOffset": token}
-    if closed:
-        fields["streamClosed"] = True
-    else:
-        fields["streamCursor"] = cursor
-    if up_to_date:
-        fields["upToDate"] = True
-    if run_state is not None:
-        fields["runState"] = run_state
-    document = json.dumps(fields, separators=(",", ":"))
-    return f"event: control\ndata:{document}\nid:{token}\n\n".encode()
+    way = '"streamClosed":true' if closed else f'"streamCursor":"{cursor}"'
+    fresh = ',"upToDate":true' if up_to_date else ""
+    state = "" if run_state is None else f',"runState":{json.dumps(run_state)}'
+    return (
+        f'event: control\ndata:{{"streamNextOffset":"{token}",{way}{fresh}{state}}}\nid:{token}\n\n'
+    ).encode()

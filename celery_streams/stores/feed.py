@@ -139,6 +139,8 @@ class _Node:
         self._connection: AsyncConnection | None = None
         self._opening: asyncio.Task[AsyncConnection] | None = None
         self._reader: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._heard = False
         self._closing: asyncio.Task[None] | None = None
         self._joined: set[str] = set()
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
@@ -177,7 +179,7 @@ class _Node:
     async def close(self) -> None:
         """Close the connection."""
         self.usable = False
-        for task in (self._opening, self._reader):
+        for task in (self._opening, self._reader, self._watch):
             if task is not None:
                 task.cancel()
         if self._connection is not None:
@@ -186,8 +188,10 @@ class _Node:
     async def _open(self, channel: str) -> AsyncConnection:
         connection = await self._link.connection(channel)
         await heeding_cancellation(connection.connect())
+        connection.socket_timeout = None
         self._connection = connection
         self._reader = asyncio.create_task(self._read(connection))
+        self._watch = asyncio.create_task(self._listen_for_life(connection))
         return connection
 
     async def _send(self, verb: str, channel: str) -> None:
@@ -196,21 +200,29 @@ class _Node:
         await self._connection.send_command(verb, channel)
 
     async def _read(self, connection: AsyncConnection) -> None:
-        asked = False
         try:
             while True:
-                push = await connection.read_response(timeout=_SILENCE, disconnect_on_error=False)
-                if push is not None:
-                    asked = False
-                    self._take(push)
-                elif asked:
-                    raise TimeoutError(f"no answer to a PING in {_SILENCE:g} s")
-                else:
-                    asked = True
-                    await connection.send_command("PING", check_health=False)
+                # Without a timeout: a timer for each message costs as much as reading it.
+                push = await connection.read_response(disconnect_on_error=False)
+                self._heard = True
+                self._take(push)
         except REDIS_ERRORS as error:
             logger.info("a subscription connection to %s was lost: %s", self.where, error)
             self._fail()
+
+    async def _listen_for_life(self, connection: AsyncConnection) -> None:
+        """Take a silent connection for lost if it does not answer."""
+        while self.usable:
+            self._heard = False
+            await asyncio.sleep(_SILENCE)
+            if self._heard:
+                continue
+            with suppress(*REDIS_ERRORS):
+                await connection.send_command("PING", check_health=False)
+                await asyncio.sleep(self._timeout)
+            if not self._heard:
+                logger.info("a subscription connection to %s is silent", self.where)
+                self._fail()
 
     def _take(self, push: list[Any]) -> None:
         if len(push) != 3:
@@ -239,8 +251,9 @@ class _Node:
                 if not confirmed.done():
                     confirmed.set_exception(error)
         self._waiting.clear()
-        if self._reader is not None and self._reader is not asyncio.current_task():
-            self._reader.cancel()
+        for task in (self._reader, self._watch):
+            if task is not None and task is not asyncio.current_task():
+                task.cancel()
         if self._connection is not None:
             self._closing = asyncio.create_task(self._connection.disconnect(nowait=True))
         joined, self._joined = self._joined, set()
