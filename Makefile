@@ -22,7 +22,7 @@ PARALLEL ?= -n 3
 
 # What the conformance suite's runner (vitest 4) does not start without.
 NODE_MISSING = ! command -v npm >/dev/null \
-	|| ! node -e 'process.exit(parseInt(process.versions.node) < 20)'
+	|| ! node -e 'process.exit(+(parseInt(process.versions.node) < 20))'
 
 # Folders with Python files in them.
 TYPED = $(sort $(patsubst %/,%,$(dir $(wildcard \

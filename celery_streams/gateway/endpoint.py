@@ -122,7 +122,7 @@ class StreamEndpoint:
             headers = {}
         head = page.head
         if head is None:
-            head = await self._missing(target)
+            head = await self._missing(target, offset)
         check_offset(offset, head)
         if head.ttl is not None:
             await self._store.touch(target.slot, head.ttl)
@@ -165,8 +165,10 @@ class StreamEndpoint:
             raise head
         return head
 
-    async def _missing(self, target: Target) -> Head:
+    async def _missing(self, target: Target, offset: int) -> Head:
         """What a reader is told of a stream that does not exist."""
+        if offset > 0:
+            raise StreamNotFound(f"there is no stream {target.path}: it has expired")
         return await self._live.missing(target)
 
     # Writes
@@ -290,7 +292,11 @@ def _query(scope: Scope) -> dict[str, str]:
     """The parameters; only unknown ones may be given twice."""
     parameters: dict[str, str] = {}
     text = scope.get("query_string", b"").decode("latin-1")
-    for name, value in parse_qsl(text, keep_blank_values=True, max_num_fields=50):
+    try:
+        fields = parse_qsl(text, keep_blank_values=True, max_num_fields=50)
+    except ValueError:
+        raise Problem(400, "bad-query", "the query has too many parameters") from None
+    for name, value in fields:
         if name in parameters and name in ("offset", "live", "cursor"):
             raise Problem(400, "duplicate-parameter", f"{name} is given twice")
         parameters[name] = value

@@ -120,6 +120,8 @@ class Hub:
                 now = time.monotonic()
                 self._pulse(now)
                 await self._look(now)
+                for topic in list(self.topics.values()):
+                    await topic.keep_alive(now)
             except StoreUnavailable as error:
                 logger.info("cannot look at idle streams: %s", error)
             except Exception:

@@ -17,7 +17,7 @@ from celery_streams.gateway.auth import ConnectionLimit
 from celery_streams.gateway.hub import Hub
 from celery_streams.gateway.limits import ClientGone
 from celery_streams.gateway.problems import Problem
-from celery_streams.gateway.replies import Receive, Replies, Scope, Send
+from celery_streams.gateway.replies import CUT_OFF, Receive, Replies, Scope, Send
 from celery_streams.gateway.targets import Target
 from celery_streams.gateway.topics import Follower, Topic
 from celery_streams.settings import StreamsSettings
@@ -66,19 +66,21 @@ class LiveReads:
         target = position.target
         wait = self._settings.gateway_long_poll_timeout
         async with self._following(receive, position, wait) as (topic, follower, page):
+            version = topic.version
             while True:
                 head = page.head or await self.missing(target)
                 end = page.entries[-1].end if page.entries else follower.offset
                 over = head.closed is not None and end >= head.end
                 if page.entries or over or follower.finished:
                     break
-                topic.settle(follower, topic.version)
+                topic.settle(follower, version)
                 await follower.wait()
                 if follower.gone:
                     return
                 follower.take()
                 follower.stale = True
                 follower.offset = end
+                version = topic.version
                 page = await topic.read(end)
             headers = {
                 "content-type": head.content_type,
@@ -121,7 +123,9 @@ class LiveReads:
             except asyncio.CancelledError:
                 if not follower.cut:
                     raise
-                return  # the connection ends without the last chunk: cut off
+                if cut_off := scope.get(CUT_OFF):
+                    cut_off()
+                return  # the connection ends without the last chunk
             with suppress(OSError):
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -161,7 +165,9 @@ class LiveReads:
         while True:
             if follower.pending:
                 data = follower.take()
+                follower.sending = True
                 await send({"type": "http.response.body", "body": data, "more_body": True})
+                follower.sending = False
             elif follower.gone or follower.finished:
                 return False
             elif follower.stale:
@@ -228,6 +234,8 @@ class LiveReads:
             page = await topic.read(offset)
         head = page.head
         if head is None:
+            if follower.offset > 0:
+                raise StreamNotFound(f"there is no stream {position.target.path}: it has expired")
             await self.missing(position.target)
         elif follower.offset > head.end:
             raise Problem(

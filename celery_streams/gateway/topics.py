@@ -26,10 +26,11 @@ _RECENT_BYTES = 64 * 1024
 
 @dataclass(slots=True)
 class Counts:
-    """What the hub has done so far: entries formatted, deliveries, followers cut off."""
+    """What the hub has done so far: entries formatted, deliveries, their bytes, cut off."""
 
     events: int = 0
     delivered: int = 0
+    bytes: int = 0
     cut: int = 0
 
 
@@ -61,6 +62,7 @@ class Follower:
         "finished",
         "gone",
         "offset",
+        "sending",
         "sent_at",
         "size",
         "stale",
@@ -78,6 +80,8 @@ class Follower:
         self.stale = True
         #: Nothing comes after what is in the buffer.
         self.finished = False
+        #: Bytes are on their way to the client, who may not be reading.
+        self.sending = False
         #: The client has gone away.
         self.gone = False
         #: It did not keep up.
@@ -90,11 +94,11 @@ class Follower:
         self._frames.append(frame)
         self.size += len(frame)
         self.offset = end
-        if self.size > self._topic.hub.buffer and not self.cut:
+        if self.sending and self.size > self._topic.hub.buffer and not self.cut:
             self.cut = True
             self._topic.hub.counts.cut += 1
-            if self._waiter is None and self.task is not None:
-                self.task.cancel()  # it is stuck in a send
+            if self.task is not None:
+                self.task.cancel()
         self.wake()
 
     @property
@@ -147,7 +151,8 @@ class Topic:
         #: Changes whenever whoever is reading the log should read it again.
         self.version = 0
         self._cursor: str | None = None
-        self._pages: dict[int, asyncio.Task[Page]] = {}
+        self._touched_at = self.heard_at
+        self._pages: dict[tuple[int, int], asyncio.Task[Page]] = {}
         # The last entries heard, formatted, for those who were reading the log meanwhile.
         self._recent: deque[tuple[int, int, bytes]] = deque()
         self._recent_bytes = 0
@@ -167,13 +172,14 @@ class Topic:
 
     async def read(self, offset: int) -> Page:
         """The log from ``offset`` on. Followers that ask at the same time share one answer."""
-        reading = self._pages.get(offset)
+        same = (offset, self.version)
+        reading = self._pages.get(same)
         if reading is None:
             reading = asyncio.create_task(self.hub.store.read(self.slot, offset))
-            self._pages[offset] = reading
-            reading.add_done_callback(lambda _: self._pages.pop(offset, None))
+            self._pages[same] = reading
+            reading.add_done_callback(lambda _: self._pages.pop(same, None))
         page = await asyncio.shield(reading)
-        self.head = page.head
+        self._observe(page.head)
         return page
 
     async def look(self) -> Head | None:
@@ -183,8 +189,15 @@ class Topic:
             return None
         if isinstance(head, Exception):
             raise head
-        self.head = head
+        self._observe(head)
         return head
+
+    async def keep_alive(self, now: float) -> None:
+        """Renew the life of a stream that lives as long as somebody reads it."""
+        ttl = self.head.ttl if self.head else None
+        if ttl is not None and self.followers and now - self._touched_at >= min(ttl / 4, 30.0):
+            self._touched_at = now
+            await self.hub.store.touch(self.slot, ttl)
 
     def next_cursor(self, theirs: str | None = None) -> str:
         """A cursor good for all followers: past every cursor that any of them came with."""
@@ -201,7 +214,9 @@ class Topic:
                 self._deliver_entry(event)
             case Ended(end, state):
                 self._deliver_end(end, state)
-            case Deleted() | None:
+            case Deleted():
+                self._start_over()
+            case None:
                 self._unsettle(self.followers)
 
     def settle(self, follower: Follower, version: int) -> None:
@@ -218,7 +233,8 @@ class Topic:
 
     def announce(self, head: Head) -> None:
         """What a look at the stream's head has shown; says whether anybody is behind it."""
-        known, self.head = self.head, head
+        known = self.head
+        self._observe(head)
         for follower in self.followers:
             if follower.offset < head.end or head.closed is not None:
                 self._unsettle((follower,))
@@ -256,15 +272,17 @@ class Topic:
         self._tail = end
         self._remember(start, end, frame)
         self.hub.counts.events += 1
-        behind = []
+        behind, delivered = [], 0
         for follower in self.followers:
             if follower.stale or follower.offset >= end:
                 continue
             if follower.offset == start:
                 follower.push(frame, end)
-                self.hub.counts.delivered += 1
+                delivered += 1
             else:
                 behind.append(follower)
+        self.hub.counts.delivered += delivered
+        self.hub.counts.bytes += delivered * len(frame)
         self._unsettle(behind)
 
     def _deliver_end(self, end: int, state: str) -> None:
@@ -287,6 +305,19 @@ class Topic:
         for follower in followers:
             follower.stale = True
             follower.wake()
+
+    def _observe(self, head: Head | None) -> None:
+        known, self.head = self.head, head
+        if known is not None and head is not None and known.identity != head.identity:
+            self._start_over()  # another stream has its name now
+
+    def _start_over(self) -> None:
+        """The stream is gone: so is what was heard of it, and nobody follows it any longer."""
+        self._recent.clear()
+        self._recent_bytes = self._tail = 0
+        for follower in self.followers:
+            follower.finished = True
+        self._unsettle(self.followers)
 
     def _remember(self, start: int, end: int, frame: bytes) -> None:
         if self._recent and self._recent[-1][1] != start:

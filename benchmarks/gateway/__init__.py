@@ -1,0 +1,1 @@
+"""``python -m benchmarks.gateway``: the HTTP gateway beside other servers of the protocol."""
