@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import redis.client
 import redis.exceptions as rx
 
 from celery_streams.errors import StoreUnavailable
 from celery_streams.redis.client import Call, RedisLink
-from celery_streams.redis.failures import translated
+from celery_streams.redis.failures import REDIS_ERRORS, translated
 from celery_streams.redis.layout import Layout
 from celery_streams.redis.scripts import load_script
 from celery_streams.slots import Slot
@@ -74,6 +72,10 @@ class SlotLock:
         self._link = link
         self._layout = layout
         self._lease_ms = max(1, int(lease * 1000))
+        # Read now: the first look at a slot is made while others wait for its outcome.
+        self._find_or_lock, self._store, self._release = (
+            load_script(_PACKAGE, name) for name in ("find_or_lock", "store", "release")
+        )
 
     def find_or_lock(self, slot: Slot, *, ignoring: bytes = b"") -> Found | Lease | Held:
         """The slot's credentials if there are any other than ``ignoring``, else its lock.
@@ -83,7 +85,7 @@ class SlotLock:
         token = secrets.token_hex(8)
         return self._link.call(
             Call(
-                load_script(_PACKAGE, "find_or_lock"),
+                self._find_or_lock,
                 (self._layout.cached_credentials(slot), self._layout.lock(slot)),
                 (token, self._lease_ms, ignoring),
                 lambda reply: _outcome(reply, slot, token),
@@ -98,7 +100,7 @@ class SlotLock:
         slot, layout = lease.slot, self._layout
         return self._link.call(
             Call(
-                load_script(_PACKAGE, "store"),
+                self._store,
                 (layout.cached_credentials(slot), layout.lock(slot)),
                 (lease.token, sealed, max(1, int(life * 1000)), layout.wake(slot)),
                 bool,
@@ -115,7 +117,7 @@ class SlotLock:
             # One script rather than a native compare-and-delete and a publish: dying between
             # the two would leave the waiters asleep.
             Call(
-                load_script(_PACKAGE, "release"),
+                self._release,
                 (self._layout.lock(slot),),
                 (lease.token, self._layout.wake(slot)),
                 bool,
@@ -129,55 +131,58 @@ class SlotLock:
         Raises:
             StoreUnavailable: the server did not confirm the subscription.
         """
-        channel = self._layout.wake(slot)
-        pubsub = self._link.pubsub(channel)
-        listener = Listener(self._link, pubsub)
+        listener = Listener(self._link, self._layout.wake(slot))
         try:
-            listener.subscribe(channel)
+            listener.subscribe()
             yield listener
         finally:
-            pubsub.close()
+            listener.close()
 
 
 class Listener:
-    """A confirmed subscription to one slot's wake channel. Not thread-safe."""
+    """A confirmed subscription to one slot's wake channel. Not thread-safe.
 
-    def __init__(self, link: RedisLink, pubsub: redis.client.PubSub) -> None:
+    On a bare connection rather than redis-py's ``PubSub``: a fleet wakes all at once, so what
+    one waiter does from the message to its return, each of the others has to wait for, too.
+    """
+
+    def __init__(self, link: RedisLink, channel: str) -> None:
         self._link = link
-        self._pubsub = pubsub
+        self._channel = channel
+        self._connection = link.connection(channel)
 
-    def subscribe(self, channel: str) -> None:
+    def subscribe(self) -> None:
         """Returns once the server has confirmed."""
-        try:
-            self._pubsub.ssubscribe(channel)
-        except (rx.RedisError, OSError) as error:
-            raise translated(error, self._link.address) from error
-        if self._receive("ssubscribe", self._link.settings.socket_timeout) is None:
-            raise StoreUnavailable(
-                f"Redis at {self._link.address} did not confirm a subscription in time"
-            )
+        with self._explained():
+            self._connection.connect()
+            self._connection.send_command("SSUBSCRIBE", self._channel)
+            self._connection.read_response()
 
     def wait(self, timeout: float) -> bytes | None:
         """What the holder left: sealed credentials, ``b""`` for nothing; ``None``: no word of it
         within ``timeout`` seconds."""
-        return self._receive("smessage", timeout)
+        with self._explained():
+            if not self._connection.can_read(timeout):
+                return None
+            kind, _, data = self._connection.read_response()
+        # The other kind is the server's word that the slot has moved: nothing was left here.
+        return bytes(data) if kind == b"smessage" else b""
 
-    def _receive(self, kind: str, timeout: float) -> bytes | None:
-        give_up = time.monotonic() + timeout
-        while (left := give_up - time.monotonic()) > 0:
-            try:
-                message: dict[str, Any] | None = self._pubsub.get_message(timeout=left)
-            except rx.MovedError as error:
-                self._link.refresh()
-                raise StoreUnavailable(
-                    f"the cluster at {self._link.address} is moving a slot; try again"
-                ) from error
-            except (rx.RedisError, OSError) as error:
-                raise translated(error, self._link.address) from error
-            if message is not None and message["type"] == kind:
-                data = message["data"]
-                return data if isinstance(data, bytes) else b""
-        return None
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.disconnect()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except rx.MovedError as error:
+            self._link.refresh()
+            raise StoreUnavailable(
+                f"the cluster at {self._link.address} is moving a slot; try again"
+            ) from error
+        except REDIS_ERRORS as error:
+            raise translated(error, self._link.address) from error
 
 
 def _outcome(reply: list[Any], slot: Slot, token: str) -> Found | Lease | Held:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 import redis
@@ -30,6 +31,15 @@ SyncClient = redis.Redis | redis.RedisCluster
 AsyncClient = aioredis.Redis | aioredis.RedisCluster
 SyncConnection = redis.connection.AbstractConnection
 AsyncConnection = aioredis.connection.AbstractConnection
+
+#: Keeps redis-py from telling the server its name and version: that takes two round trips a
+#: connection, and as long again to parse its own metadata each time. ``client_name`` says who
+#: is connected. The option has another name since redis-py 7.1.
+_UNINTRODUCED: dict[str, Any] = (
+    {"driver_info": None}
+    if find_spec("redis.driver_info")
+    else {"lib_name": None, "lib_version": None}
+)
 
 
 def connect(address: Address, settings: StreamsSettings) -> SyncClient:
@@ -95,6 +105,7 @@ def _options(address: Address, settings: StreamsSettings) -> dict[str, Any]:
         "socket_timeout": settings.socket_timeout,
         "socket_connect_timeout": settings.connect_timeout,
         "client_name": "celery-streams",
+        **_UNINTRODUCED,
     }
     if not address.url.startswith("unix:"):
         options["socket_keepalive"] = True

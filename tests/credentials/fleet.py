@@ -7,8 +7,11 @@ import threading
 import time
 from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+import redis
 
 from celery_streams.contracts import JSON, Credentials
 from celery_streams.credentials import CredentialCache
@@ -18,9 +21,11 @@ from celery_streams.redis.layout import Layout
 from celery_streams.settings import StreamsSettings
 from celery_streams.slots import Slot
 from celery_streams.stats import Stats
+from tests.servers.children import eventually
 
 LAYOUT = Layout("cs")
 SLOT = Slot.run("run-1")
+EARLIER = Slot.run("run-0")
 
 Hook = Callable[[Slot], object]
 
@@ -149,34 +154,134 @@ def _counter(slot: Slot) -> str:
     return f"test/initializes/{slot}"
 
 
+def listeners(link: RedisLink) -> int:
+    """How many subscribers wait for the slot's holder."""
+    ((_, count),) = link.client.execute_command("PUBSUB SHARDNUMSUB", LAYOUT.wake(SLOT))
+    return int(count)
+
+
+class Waiters:
+    """Processes that wait for a slot's credentials, all of them asleep when they come.
+
+    Within the block only. What they found they leave in shared memory, and none does anything
+    else until all are awake: whoever reports would take the processor from those still waking.
+
+    ``target`` runs in each, with the server's URL, its place and the :class:`Board`.
+    """
+
+    def __init__(self, url: str, count: int, target: Callable[..., None] | None = None) -> None:
+        context = processes()
+        self.board = Board(context, count)
+        self._link = RedisLink(parse_address(url), StreamsSettings(url=url))
+        self._children = [
+            context.Process(
+                target=target or _wait_for_wake, args=(url, place, self.board), daemon=True
+            )
+            for place in range(count)
+        ]
+
+    def gather(self) -> None:
+        """Returns once all listen, and sleep."""
+        for child in self._children:
+            child.start()
+        wanted = len(self._children)
+        eventually(lambda: listeners(self._link) == wanted, "all listen", timeout=60)
+        for child in self._children:  # not on their way there
+            eventually(lambda child=child: _sleeps(child.pid), "all sleep", timeout=60)
+
+    def dismiss(self) -> float:
+        """Wait until all are awake, and let them go; when the last one woke."""
+        eventually(lambda: all(self.board.woken_at), "all wake", timeout=60)
+        for _ in self._children:
+            self.board.dismissed.release()
+        for child in self._children:
+            child.join(30)
+        return max(self.board.woken_at)
+
+    def outcomes(self) -> set[tuple[str, int]]:
+        """The different mints they got, with the times they waited for the lock."""
+        return {
+            (f"mint-{mint}", waits)
+            for mint, waits in zip(self.board.mints, self.board.waits, strict=True)
+        }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._link.close()
+        for child in self._children:
+            if child.is_alive():
+                child.kill()
+
+
+class Board:
+    """Where each of several processes writes, in its place, without waking anybody."""
+
+    def __init__(self, context: ForkServerContext, places: int) -> None:
+        self.woken_at: Any = context.RawArray("d", places)
+        self.mints: Any = context.RawArray("i", places)
+        self.waits: Any = context.RawArray("i", places)
+        self.dismissed = context.Semaphore(0)
+
+
+def _sleeps(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
 # -- what other processes run ------------------------------------------------------------------
 
 
 def get_at_once(url: str, latency: float, barrier: Any, results: Any) -> None:
-    """Meet the others at the barrier, get credentials; report the mint and the time."""
+    """Meet the others at the barrier, get credentials; report the mint and the time.
+
+    The slot is cold, the process is not: like any worker, it has streamed before.
+    """
 
     def minting(slot: Slot) -> None:
         time.sleep(latency)  # the control plane's round trip
 
     with Member(url, during=minting) as member:
-        member.link.client.ping()
+        member.get(EARLIER)
+        before = member.stats.snapshot()
         barrier.wait(60)
         credentials = member.get(SLOT)
         returned_at = time.monotonic()
+        barrier.wait(60)  # reporting takes its time
         counts = member.stats.snapshot()
-        results.put((credentials.mint_id, returned_at, counts.initializes, counts.lock_waits))
+        initializes = counts.initializes - before.initializes
+        waits = counts.lock_waits - before.lock_waits
+        results.put((credentials.mint_id, returned_at, initializes, waits))
 
 
-def wait_for_wake(url: str, woken: Any, results: Any) -> None:
+def listen_barely(url: str, place: int, board: Board) -> None:
+    """Subscribe to what the slot's waiters subscribe to, with redis-py alone."""
+    with redis.Redis.from_url(url, protocol=2) as client, client.pubsub() as pubsub:
+        pubsub.ssubscribe(LAYOUT.wake(SLOT))
+        pubsub.get_message(timeout=60)
+        pubsub.get_message(timeout=60)
+        board.woken_at[place] = time.monotonic()
+        board.dismissed.acquire()
+
+
+def _wait_for_wake(url: str, place: int, board: Board) -> None:
     """Get credentials of a slot that somebody else is initializing.
 
-    Reports, and ends, when all others are awake: neither must take their time from them.
+    The slot is cold, the process is not: like any worker, it has streamed before.
     """
     with Member(url) as member:
+        member.get(EARLIER)
+        before = member.stats.snapshot().lock_waits
         credentials = member.get(SLOT)
-        returned_at = time.monotonic()
-        woken.wait(60)
-        results.put((credentials.mint_id, returned_at, member.stats.snapshot().lock_waits))
+        board.woken_at[place] = time.monotonic()
+        board.mints[place] = int(credentials.mint_id.removeprefix("mint-"))
+        board.waits[place] = member.stats.snapshot().lock_waits - before
+        board.dismissed.acquire()
 
 
 def get_inside(url: str, lease: float, inside: Any, go_on: Any, results: Any) -> None:

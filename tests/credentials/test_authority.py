@@ -148,7 +148,7 @@ def test_revoke_withdraws_every_grant_of_one_slot(link: RedisLink) -> None:
 def test_readers_that_wait_for_the_stream_are_woken(link: RedisLink) -> None:
     """The live channel says that the stream has been opened."""
     messages = []
-    with link.pubsub(LAYOUT.live(SLOT)) as pubsub:
+    with client(link).pubsub() as pubsub:
         pubsub.ssubscribe(LAYOUT.live(SLOT))
         assert pubsub.get_message(timeout=5)["type"] == "ssubscribe"
         authority(link).initialize(SLOT)
