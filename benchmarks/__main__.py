@@ -1,4 +1,4 @@
-"""``python -m benchmarks [name ...]``; ``BENCH_JSON=file`` writes the figures as JSON too."""
+"""``python -m benchmarks [--quick] [name ...]``; ``BENCH_JSON=file`` writes JSON too."""
 
 from __future__ import annotations
 
@@ -29,11 +29,15 @@ def main() -> None:
     """Ask, and show the answers."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="name", help=", ".join(QUESTIONS))
-    names = parser.parse_args().names or QUESTIONS
+    parser.add_argument(
+        "--quick", action="store_true", help="see whether they run; the figures mean nothing"
+    )
+    arguments = parser.parse_args()
+    names = arguments.names or QUESTIONS
     if unknown := set(names).difference(QUESTIONS):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(QUESTIONS)}")
     figures: list[Figure] = []
-    with own_server() as stage:
+    with own_server(quick=arguments.quick) as stage:
         for name in names:
             module = import_module(f"benchmarks.{name}")
             print(f"{name}: {(module.__doc__ or '').strip()}", flush=True)

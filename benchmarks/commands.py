@@ -14,9 +14,6 @@ from benchmarks.processes import together
 from benchmarks.project import Project, make_project, write_and_flush
 from benchmarks.stage import CHUNK, Stage
 
-_CHUNKS = 100_000
-_PACED = 1000
-
 
 def measure(stage: Stage) -> list[Figure]:
     """All commands of a run, its beginning and end too: executed, and sent by clients.
@@ -25,14 +22,15 @@ def measure(stage: Stage) -> list[Figure]:
     of a script was sent by a client. (It slows the server down, so that run is another one.)
     """
     stage.clear()
+    chunks, paced = stage.size(100_000, 2000), stage.size(1000, 100)
     project = make_project(stage.url)
     project.run(lambda task: write_and_flush(task, 10))  # the server knows the scripts now
     name = alternatives.XADD
-    theirs = _executed(stage, project, alternatives.xadd(stage.client, _PACED)) / _PACED * 1000
+    theirs = _executed(stage, project, alternatives.xadd(stage.client, paced)) / paced * 1000
     figures = []
     for what, body, count in (
-        ("chunks", lambda task: write_and_flush(task, _CHUNKS), _CHUNKS),
-        ("single_chunks", _append_one_by_one, _PACED),
+        ("chunks", lambda task: write_and_flush(task, chunks), chunks),
+        ("single_chunks", lambda task: _append_one_by_one(task, paced), paced),
     ):
         executed = _executed(stage, project, body) / count * 1000
         sent = _sent(stage, project, body) / count * 1000
@@ -44,9 +42,9 @@ def measure(stage: Stage) -> list[Figure]:
     return figures
 
 
-def _append_one_by_one(task: Any) -> None:
+def _append_one_by_one(task: Any, count: int) -> None:
     """What a slow stream does: every chunk leaves alone."""
-    for _ in range(_PACED):
+    for _ in range(count):
         task.streams.append(CHUNK)
 
 

@@ -14,13 +14,11 @@ from benchmarks.rounds import alternate
 from benchmarks.stage import CHUNK, CHUNK_JSON, Stage
 from celery_streams import Slot
 
-_HITS = 100_000
-_FIRSTS = 100
-
 
 def measure(stage: Stage) -> list[Figure]:
     """A hit in the process's memory, and the first durable chunk of a cold stream."""
     stage.clear()
+    count, gets = stage.size(100_000, 1000), stage.size(1000, 100)
     project = make_project(stage.url)
     cache, slot = project.streams.runtime.cache, Slot.run(uuid.uuid4().hex)
     cache.get(slot)
@@ -29,24 +27,24 @@ def measure(stage: Stage) -> list[Figure]:
 
     def hit() -> float:
         start = time.perf_counter()
-        for _ in range(_HITS):
+        for _ in range(count):
             cache.get(slot)
-        return (time.perf_counter() - start) / _HITS * 1e6
+        return (time.perf_counter() - start) / count * 1e6
 
     def get() -> float:
         start = time.perf_counter()
-        for _ in range(1000):
+        for _ in range(gets):
             stage.client.get(shared)
-        return (time.perf_counter() - start) / 1000 * 1e6
+        return (time.perf_counter() - start) / gets * 1e6
 
-    hits = alternate({"hit": hit, "get": get})
+    hits = alternate({"hit": hit, "get": get}, rounds=stage.size(5, 1))
     firsts = alternate(
         {
             "ours": lambda: project.run(_first_append),
             "xadd": lambda: _first_xadd(stage.client),
         },
-        rounds=_FIRSTS,
-        warm_up=5,
+        rounds=stage.size(100, 3),
+        warm_up=stage.size(5, 1),
     )
     project.close()
     return [

@@ -16,20 +16,19 @@ from benchmarks.stage import CHUNK_JSON, Stage
 from celery_streams import Credentials, Slot
 from celery_streams.contracts import Append, Attempt, Batch, Producer
 
-_SHORT, _LONG = 1000, 1_000_000
 #: Chunks an entry has while the streams are filled.
 _FILLING = 10
-_APPENDS = 4000
 
 
 def measure(stage: Stage) -> list[Figure]:
     """Round trips of appends of one chunk each, to the two streams in turn."""
     stage.clear()
+    lengths = (1000, stage.size(1_000_000, 10_000))
     project = make_project(stage.url)
     runtime = project.streams.runtime
-    short, long = (_filled(runtime, length) for length in (_SHORT, _LONG))
+    short, long = (_filled(runtime, length) for length in lengths)
     spent: dict[int, list[float]] = {id(short): [], id(long): []}
-    for _ in range(_APPENDS):
+    for _ in range(stage.size(4000, 50)):
         for target in (short, long):
             append = target.next(1)
             start = time.perf_counter()
@@ -40,9 +39,9 @@ def measure(stage: Stage) -> list[Figure]:
     at_short, at_long = (statistics.median(spent[id(each)]) * 1e6 for each in (short, long))
     ratio = at_long / at_short
     return [
-        Figure("append_round_trip_us", at_long, "us", f"at {_SHORT:,} chunks", at_short),
+        Figure("append_round_trip_us", at_long, "us", f"at {lengths[0]:,} chunks", at_short),
         Figure(
-            "append_cost_ratio_1e6", ratio, "x", f"at {_SHORT:,} chunks", 1.0,
+            "append_cost_ratio_1e6", ratio, "x", f"at {lengths[0]:,} chunks", 1.0,
             Budget("0.9 .. 1.1 x", 0.9 <= ratio <= 1.1),
         ),
     ]  # fmt: skip

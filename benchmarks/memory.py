@@ -11,20 +11,18 @@ from benchmarks.figures import Figure, at_most
 from benchmarks.project import make_project, write_and_flush
 from benchmarks.stage import CHUNK, CHUNK_JSON, Stage
 
-_CHUNKS = 100_000
-_SINGLE = 5000
-
 
 def measure(stage: Stage) -> list[Figure]:
     """``MEMORY USAGE`` of everything a run's stream leaves behind, over its chunks."""
     stage.clear()
+    chunks, singles = stage.size(100_000, 2000), stage.size(5000, 100)
     project = make_project(stage.url)
-    _xadd(stage.client, "alternative/theirs")
-    theirs = stage.memory("alternative/theirs") / _CHUNKS
-    project.run(lambda task: write_and_flush(task, _CHUNKS), "hot")
-    ours = stage.memory("cs/{run/hot}/*") / _CHUNKS
-    project.run(_append_one_by_one, "single")
-    single = stage.memory("cs/{run/single}/*") / _SINGLE
+    _xadd(stage.client, "alternative/theirs", chunks)
+    theirs = stage.memory("alternative/theirs") / chunks
+    project.run(lambda task: write_and_flush(task, chunks), "hot")
+    ours = stage.memory("cs/{run/hot}/*") / chunks
+    project.run(lambda task: _append_one_by_one(task, singles), "single")
+    single = stage.memory("cs/{run/single}/*") / singles
     project.close()
     stage.clear()
     name = alternatives.XADD
@@ -34,16 +32,16 @@ def measure(stage: Stage) -> list[Figure]:
     ]
 
 
-def _xadd(client: redis.Redis, key: str) -> None:
+def _xadd(client: redis.Redis, key: str, count: int) -> None:
     """The same entries as one ``XADD`` a round trip leaves, sooner."""
     pipeline = client.pipeline(transaction=False)
-    for place in range(1, _CHUNKS + 1):
+    for place in range(1, count + 1):
         pipeline.xadd(key, {"d": CHUNK_JSON})
         if place % 1000 == 0:
             pipeline.execute()
 
 
-def _append_one_by_one(task: Any) -> None:
+def _append_one_by_one(task: Any, count: int) -> None:
     """The worst case: every chunk is an entry of its own, as a slow stream's are."""
-    for _ in range(_SINGLE):
+    for _ in range(count):
         task.streams.append(CHUNK)

@@ -28,6 +28,11 @@ class Stage:
 
     url: str
     client: redis.Redis
+    quick: bool = False
+
+    def size(self, full: int, quick: int) -> int:
+        """How many of something: ``full`` to measure it, ``quick`` to see whether that works."""
+        return quick if self.quick else full
 
     def clear(self) -> None:
         """Remove all data (scripts stay)."""
@@ -54,7 +59,7 @@ class Stage:
 
 
 @contextmanager
-def own_server() -> Iterator[Stage]:
+def own_server(*, quick: bool = False) -> Iterator[Stage]:
     """A Valkey server as ``embedded://`` starts one (append-only file and all), until the end."""
     directory = tempfile.mkdtemp(prefix="celery-streams-benchmarks-")
     os.environ["CELERY_STREAMS_EMBEDDED_IDLE"] = "600"
@@ -64,7 +69,7 @@ def own_server() -> Iterator[Stage]:
     url = resolve(f"embedded://{directory}")
     client = redis.Redis.from_url(url, client_name="benchmarks", protocol=2)
     try:
-        yield Stage(url, client)
+        yield Stage(url, client, quick)
     finally:
         with suppress(rx.RedisError, OSError):
             client.shutdown(nosave=True)

@@ -9,19 +9,20 @@ from benchmarks.rounds import alternate
 from benchmarks.stage import Stage
 
 _OURS = "ours"
-_CHUNKS = 200_000
 
 
 def measure(stage: Stage) -> list[Figure]:
     """From the first ``write()`` to the return of ``flush()``, in one process."""
     stage.clear()
+    chunks = stage.size(200_000, 2000)
     project = make_project(stage.url)
     bodies = {
-        alternatives.XADD: alternatives.xadd(stage.client, 5000),
-        _OURS: lambda task: write_and_flush(task, _CHUNKS)[1] / _CHUNKS,
+        alternatives.XADD: alternatives.xadd(stage.client, stage.size(5000, 100)),
+        _OURS: lambda task: write_and_flush(task, chunks)[1] / chunks,
     }
     medians = alternate(
-        {name: lambda body=body: 1 / project.run(body) for name, body in bodies.items()}
+        {name: lambda body=body: 1 / project.run(body) for name, body in bodies.items()},
+        rounds=stage.size(5, 1),
     )
     counts = project.streams.stats()
     project.close()

@@ -17,24 +17,22 @@ from benchmarks.figures import Figure, at_most
 from benchmarks.project import make_project
 from benchmarks.stage import Stage
 
-_CHUNKS = 100_000
-_ROUNDS = 5
-
 
 def measure(stage: Stage) -> list[Figure]:
     """The same tasks, sent to a ``celery worker`` with one pool process."""
     stage.clear()
+    chunks, bursts = stage.size(100_000, 2000), stage.size(20, 2)
     project = make_project(stage.url)
     with _worker(stage.url):
         calls, durations = [], []
-        for _ in range(_ROUNDS + 1):
-            calls.append(_result(project.app, "write_in_bursts", 20, 1000))
-            durations.append(_result(project.app, "write_and_flush", _CHUNKS)[1])
+        for _ in range(1 + stage.size(5, 1)):
+            calls.append(_result(project.app, "write_in_bursts", bursts, 1000))
+            durations.append(_result(project.app, "write_and_flush", chunks)[1])
     project.close()
     call = statistics.median(calls[1:]) * 1e6
     return [
         Figure("worker_write_call_us", call, "us", budget=at_most(call, 4, "us")),
-        Figure("worker_durable_chunks_per_s", _CHUNKS / statistics.median(durations[1:]), "1/s"),
+        Figure("worker_durable_chunks_per_s", chunks / statistics.median(durations[1:]), "1/s"),
     ]
 
 

@@ -15,26 +15,31 @@ def measure(stage: Stage) -> list[Figure]:
     """Microseconds in the task per chunk; the authority is 20 ms away, for us too."""
     stage.clear()
     project = make_project(stage.url, authority_latency=REMOTE)
-    client = stage.client
+    client, single, hot = stage.client, stage.size(3000, 100), stage.size(50_000, 2000)
     bodies = {
-        alternatives.XADD: alternatives.xadd(client, 3000),
-        alternatives.EVALSHA: alternatives.evalsha(client, 3000),
-        alternatives.UPDATE_STATE: alternatives.update_state(500),
-        alternatives.PER_CHUNK: alternatives.authority_per_chunk(client, project, 15),
-        alternatives.PER_PROCESS: alternatives.authority_per_process(client, project, 1000),
-        _OURS: lambda task: write_in_bursts(task, 20, 1000),
-        _HOT: lambda task: write_and_flush(task, 50_000)[0] / 50_000,
+        alternatives.XADD: alternatives.xadd(client, single),
+        alternatives.EVALSHA: alternatives.evalsha(client, single),
+        alternatives.UPDATE_STATE: alternatives.update_state(stage.size(500, 50)),
+        alternatives.PER_CHUNK: alternatives.authority_per_chunk(
+            client, project, stage.size(15, 3)
+        ),
+        alternatives.PER_PROCESS: alternatives.authority_per_process(
+            client, project, stage.size(1000, 50)
+        ),
+        _OURS: lambda task: write_in_bursts(task, stage.size(20, 2), 1000),
+        _HOT: lambda task: write_and_flush(task, hot)[0] / hot,
     }
     medians = alternate(
-        {name: lambda body=body: project.run(body) * 1e6 for name, body in bodies.items()}
+        {name: lambda body=body: project.run(body) * 1e6 for name, body in bodies.items()},
+        rounds=stage.size(5, 1),
     )
     project.close()
     ours = medians.pop(_OURS)
-    hot = medians.pop(_HOT)
+    loop = medians.pop(_HOT)
     before = medians[alternatives.XADD]
     figures = [
         Figure("write_call_us", ours, "us", alternatives.XADD, before, at_most(ours, 4, "us")),
-        Figure("write_call_hot_loop_us", hot, "us", alternatives.XADD, before),
+        Figure("write_call_hot_loop_us", loop, "us", alternatives.XADD, before),
     ]
     names = {
         "write_call_us_beside_evalsha": alternatives.EVALSHA,

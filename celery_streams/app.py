@@ -22,6 +22,7 @@ from celery_streams.sessions import Session
 from celery_streams.settings import StreamsSettings
 from celery_streams.slots import Slot
 from celery_streams.stats import Counts
+from celery_streams.subscribing import Subscribing
 from celery_streams.task.attempt import RunningAttempt
 from celery_streams.task.current import running
 from celery_streams.task.lifecycle import Lifecycle
@@ -42,7 +43,7 @@ _POLLING_TRANSPORTS = ("redis", "rediss", "sqs", "sentinel")
 _DEFAULT_VISIBILITY_TIMEOUT = 3600.0
 
 
-class Streams:
+class Streams(Subscribing):
     """Durable, resumable streams for the tasks of a Celery app.
 
     ::
@@ -253,6 +254,7 @@ class Streams:
             timeout=timeout,
             recheck=self.settings.recheck_interval,
             on_idle=(lambda: self.end_if_over(slot.owner)) if slot.scope == "run" else None,
+            ends_with_run=not self.runtime.records_runs,
         )
 
     def open_async_reader(self, slot: Slot, offset: Offset, timeout: float | None) -> AsyncReader:
@@ -268,6 +270,7 @@ class Streams:
             timeout=timeout,
             recheck=self.settings.recheck_interval,
             on_idle=on_idle if slot.scope == "run" else None,
+            ends_with_run=not self.runtime.records_runs,
         )
 
     def open_writer(self, slot: Slot, content_type: str | None = None) -> Writer:
@@ -331,6 +334,9 @@ class Streams:
         return AttemptWriters(
             attempt, runtime.open_channel, runtime.store, runtime.cache, runtime.settings
         )
+
+    def _celery(self) -> Celery | None:
+        return self._app
 
     def _oversight(self) -> RunOversight:
         return RunOversight(self.runtime.registry, self._app)

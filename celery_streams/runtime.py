@@ -28,6 +28,7 @@ from celery_streams.stats import Stats
 from celery_streams.stores.protocol_store import RedisProtocolStore
 from celery_streams.stores.redis import RedisStore
 from celery_streams.stores.redis_async import AsyncRedisStore
+from celery_streams.subscriptions.store import SubscriptionStore
 from celery_streams.writing.channel import Channel
 from celery_streams.writing.flusher import Flusher
 
@@ -46,7 +47,7 @@ def _import_early() -> None:
     look-up of a host name.
     """
     "localhost".encode("idna")
-    for room in ("credentials", "redis", "runs", "stores"):
+    for room in ("credentials", "redis", "runs", "stores", "subscriptions"):
         package = f"celery_streams.{room}"
         for script in files(package).joinpath("lua").iterdir():
             load_script(package, script.name.removesuffix(".lua"))
@@ -154,6 +155,30 @@ class Runtime:
         link = AsyncRedisLink(self._address, settings, settings.gateway_redis_connections)
         return RedisProtocolStore(link, self.layout, settings)
 
+    @property
+    def has_subscriptions(self) -> bool:
+        """Whether there can be subscriptions: other stores than ours have none."""
+        return isinstance(self.store, RedisStore)
+
+    def subscription_store(self) -> SubscriptionStore:
+        """The running event loop's subscriptions.
+
+        Raises:
+            ConfigurationError: the configured store has none.
+        """
+        if not self.has_subscriptions:
+            raise ConfigurationError(
+                f"there are no subscriptions on the store {type(self.store).__name__}"
+            )
+        settings = self.settings
+        link = AsyncRedisLink(self._address, settings, settings.gateway_redis_connections)
+        return SubscriptionStore(link, self.layout, settings)
+
+    @property
+    def records_runs(self) -> bool:
+        """Whether the store itself records who writes, and closes streams at their run's end."""
+        return isinstance(self.store, RedisStore)
+
     def enter(self, attempt: Attempt) -> None:
         """Renew the attempt's lease on its run until :meth:`leave`."""
         with self._lock:
@@ -167,8 +192,9 @@ class Runtime:
 
     def end_run(self, ending: Ending) -> None:
         """Record the end of a run and close its streams: now, or as soon as the store is back."""
+        always = ending.always or not self.records_runs
         try:
-            verdict = self.registry.finish(ending.attempt, ending.state, always=ending.always)
+            verdict = self.registry.finish(ending.attempt, ending.state, always=always)
         except StreamError as error:
             logger.warning(
                 "could not close the streams of run %s (%s) yet, will try again: %s",

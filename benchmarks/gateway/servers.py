@@ -139,11 +139,12 @@ def request(
 def _command(name: str, port: int) -> list[str]:
     if name == NODE:
         return ["node", str(_HERE / "reference.mjs"), str(port)]
-    app = ["rakaia:app"] if name == RAKAIA else ["--factory", "benchmarks.gateway.app:create"]
+    if name == GATEWAY:
+        return [sys.executable, "-m", "benchmarks.gateway.app", str(port)]
     return [
         sys.executable, "-W", "ignore", "-m", "uvicorn", "--host", "127.0.0.1", "--port", str(port),
         "--log-level", "warning", "--no-access-log", "--backlog", "4096",
-        "--timeout-graceful-shutdown", "1", "--timeout-keep-alive", "60", *app,
+        "--timeout-graceful-shutdown", "1", "--timeout-keep-alive", "60", "rakaia:app",
     ]  # fmt: skip
 
 

@@ -75,7 +75,13 @@ class Position:
     """
 
     def __init__(
-        self, slot: Slot, offset: Offset, timeout: float | None, recheck: float, decode: Decode
+        self,
+        slot: Slot,
+        offset: Offset,
+        timeout: float | None,
+        recheck: float,
+        decode: Decode,
+        ends_with_run: bool = False,
     ) -> None:
         seconds: object = timeout
         if seconds is not None and not (isinstance(seconds, (int, float)) and seconds >= 0):
@@ -91,6 +97,7 @@ class Position:
         self._timeout = timeout
         self._recheck = recheck
         self._decode = decode
+        self._ends_with_run = ends_with_run
         self._seen = False  # the stream has existed
         self._begun = False  # a chunk was delivered
         self._looked_again = False
@@ -177,9 +184,13 @@ class Position:
             )
         return not page.entries and self.closed is None
 
-    def ended_without_stream(self, page: Page, state: str | None) -> bool:
-        """Whether the run is over and never had this stream: nothing will come."""
-        if page.head is None and state:
+    def ended_with_run(self, page: Page, state: str | None) -> bool:
+        """Whether the run is over, and the stream will not say so itself: nothing will come.
+
+        There never was this stream; or its store is not told of runs' ends, and a look at the
+        log since then has brought nothing.
+        """
+        if state and (page.head is None or (self._ends_with_run and self._looked_again)):
             self.closed = state
             return True
         return False

@@ -59,6 +59,7 @@ class Reader(_Reading, Iterator[Any]):
         recheck: seconds of silence after which the log itself is looked at.
         decode: from bytes and content type to what is yielded.
         on_idle: called after such a silence; answers how the run ended if it is over.
+        ends_with_run: the store does not close streams at their run's end; that ends it, too.
 
     Raises:
         InvalidOffset: ``offset`` is neither an integer nor ``"now"``.
@@ -82,8 +83,9 @@ class Reader(_Reading, Iterator[Any]):
         recheck: float = 5.0,
         decode: Decode = decode_chunk,
         on_idle: OnIdle | None = None,
+        ends_with_run: bool = False,
     ) -> None:
-        self._position = Position(slot, offset, timeout, recheck, decode)
+        self._position = Position(slot, offset, timeout, recheck, decode, ends_with_run)
         self._store = store
         self._on_idle = on_idle
         self._stopped = False
@@ -137,8 +139,9 @@ class AsyncReader(_Reading, AsyncIterator[Any]):
         recheck: float = 5.0,
         decode: Decode = decode_chunk,
         on_idle: AsyncOnIdle | None = None,
+        ends_with_run: bool = False,
     ) -> None:
-        self._position = Position(slot, offset, timeout, recheck, decode)
+        self._position = Position(slot, offset, timeout, recheck, decode, ends_with_run)
         self._store = store
         self._on_idle = on_idle
         self._stopped = False
@@ -187,7 +190,7 @@ def _chunks(store: Store, position: Position, on_idle: OnIdle | None) -> Generat
                 position.start_waiting()
             if position.took(page):
                 state = _ended(on_idle)
-                if position.ended_without_stream(page, state):
+                if position.ended_with_run(page, state):
                     return
                 position.check_timeout(state)
 
@@ -239,7 +242,7 @@ async def _achunks(
                 position.start_waiting()
             if position.took(page):
                 state = await _aended(on_idle)
-                if position.ended_without_stream(page, state):
+                if position.ended_with_run(page, state):
                     return
                 position.check_timeout(state)
 

@@ -45,6 +45,11 @@ def test_the_demo_ends_with_nothing_lost_and_nothing_twice() -> None:
     assert initializes == streams == 18
     assert chunks > 1000
     assert re.search(r"attempt 2 went on at chunk \d+", done.stdout)
+    (by_http,) = re.findall(
+        r"^read over HTTP: (\d+) chunks, 0 lost, 0 duplicated$", done.stdout, re.M
+    )
+    assert int(by_http) > 100
+    assert re.search(r"gateway http://127\.0\.0\.1:\d+", done.stdout)
     assert re.search(r"p50 [\d.]+ ms, p99 [\d.]+ ms", done.stdout)
 
 

@@ -103,6 +103,8 @@ def _table(heading: str) -> list[list[str]]:
 def _shown(value: Any) -> str:
     if value is None:
         return "-"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "-"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
