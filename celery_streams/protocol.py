@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 
 from celery_streams.contracts import Entry, Head, Page
 from celery_streams.errors import StreamError
-from celery_streams.slots import Slot
+from celery_streams.slots import Scope, Slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +201,16 @@ class ProtocolStore(Protocol):
 
     async def heads(self, slots: Sequence[Slot]) -> list[Head | Exception]:
         """The streams' heads, in order; a failure is in its stream's place."""
+        ...
+
+    async def keys(self, slots: Sequence[Slot]) -> list[list[str]]:
+        """The streams that each slot's run or session has opened, sorted."""
+        ...
+
+    async def recent(
+        self, scope: Scope, limit: int, *, before: float | None = None
+    ) -> list[tuple[Slot, float]]:
+        """The streams opened last (before that Unix time), latest first, and when that was."""
         ...
 
     async def touch(self, slot: Slot, ttl: int) -> None:

@@ -124,6 +124,21 @@ class StreamsSettings(BaseSettings):
     gateway_cors_origins: Several[str] = ("*",)
     #: Connections to Redis that one gateway process opens for requests.
     gateway_redis_connections: int = Field(8, gt=0)
+    #: Connections that one process of ``streams serve`` has open at once; fewer if the system
+    #: allows it fewer files.
+    gateway_max_connections: int = Field(20_000, gt=0)
+    #: Seconds ``streams serve`` gives requests to end when it is told to stop.
+    gateway_shutdown_timeout: float = Field(8.0, gt=0)
+    #: ``/metrics`` answers without a token.
+    gateway_metrics_public: bool = False
+
+    #: Webhooks may go to ``http://localhost`` and ``http://127.0.0.x``: for development.
+    gateway_webhook_localhost: bool = False
+    #: The hosts that webhooks may go to (``hooks.example.com``, ``*.example.com``). Empty: every
+    #: public one.
+    gateway_webhook_hosts: Several[str] = ()
+    #: Seconds a webhook's receiver has to answer, from the look-up of its name on.
+    gateway_webhook_timeout: float = Field(10.0, gt=0)
 
     @classmethod
     def load(

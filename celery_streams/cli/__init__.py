@@ -12,6 +12,7 @@ import click
 
 from celery_streams.cli.doctor import Finding, examine
 from celery_streams.cli.project import app_errors, app_of, streams_of
+from celery_streams.cli.serve import serve
 from celery_streams.cli.token import token
 from celery_streams.contracts import Head, Offset
 from celery_streams.errors import ReadTimeout, StreamError
@@ -159,6 +160,7 @@ def doctor(ctx: click.Context) -> None:
     ctx.exit(1 if failed else 0)
 
 
+streams.add_command(serve)
 streams.add_command(token)
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import secrets
 import time
+from contextlib import suppress
 from typing import Any
 
 from celery_streams.contracts import JSON, Credentials
-from celery_streams.errors import ConfigurationError, RunFinished
+from celery_streams.errors import ConfigurationError, RunFinished, StoreUnavailable
+from celery_streams.redis import recording
 from celery_streams.redis.client import Call, RedisLink
 from celery_streams.redis.layout import Layout
 from celery_streams.redis.scripts import load_script
 from celery_streams.settings import StreamsSettings
-from celery_streams.slots import Slot
+from celery_streams.slots import Scope, Slot
 
 _PACKAGE = "celery_streams.credentials"
 
@@ -31,6 +33,7 @@ class RedisAuthority:
     def __init__(self, link: RedisLink, layout: Layout, settings: StreamsSettings) -> None:
         self._link = link
         self._layout = layout
+        self._settings = settings
         self._life = settings.credentials_ttl
         self._retention = settings.retention
 
@@ -49,7 +52,16 @@ class RedisAuthority:
             token=secrets.token_hex(16),
             expires_at=time.time() + self._life,
         )
-        self._link.call(self._initialize(credentials, content_type))
+        calls: list[Call[Any]] = [
+            recording.record(self._layout, self._settings, slot),
+            self._initialize(credentials, content_type),
+        ]
+        recorded, initialized = self._link.call_many(calls)
+        for result in (initialized, recorded):
+            if isinstance(result, Exception):
+                raise result
+        if recording.sample_due():
+            self._tidy(slot.scope)
         return credentials
 
     def revoke(self, slot: Slot) -> int:
@@ -59,6 +71,15 @@ class RedisAuthority:
         """
         script = load_script(_PACKAGE, "revoke")
         return self._link.call(Call(script, (self._layout.meta(slot),), (), int))
+
+    def _tidy(self, scope: Scope) -> None:
+        """Look for index entries of streams that exist no longer; that may fail."""
+        with suppress(StoreUnavailable):
+            found = self._link.call(recording.sample(self._layout, scope))
+            calls = [recording.exists(self._layout, slot) for slot, _ in found]
+            alive = self._link.call_many(calls)
+        if dead := recording.dead(found, alive):
+            self._link.call(recording.drop(self._layout, scope, dead))
 
     def _initialize(self, credentials: Credentials, content_type: str) -> Call[None]:
         slot, layout = credentials.slot, self._layout

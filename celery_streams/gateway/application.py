@@ -6,21 +6,31 @@ import asyncio
 import logging
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import cast
 
 from celery_streams.app import Streams
-from celery_streams.errors import StoreUnavailable, StreamError
+from celery_streams.errors import ConfigurationError, StoreUnavailable, StreamError
 from celery_streams.gateway.auth import Gate
 from celery_streams.gateway.endpoint import StreamEndpoint
+from celery_streams.gateway.health import Health
 from celery_streams.gateway.hub import Hub
 from celery_streams.gateway.limits import ClientGone, check_request
+from celery_streams.gateway.metrics import RESOURCE, MeteredStore, Metrics, Sources, StoreCounts
 from celery_streams.gateway.problems import Problem
 from celery_streams.gateway.replies import STARTED, Receive, Replies, Scope, Send
 from celery_streams.gateway.runs import RunsEndpoint
-from celery_streams.gateway.targets import STREAM_ROOT
+from celery_streams.gateway.subscriptions import SubscriptionEndpoint, Subscriptions
+from celery_streams.gateway.targets import RESERVED, STREAM_ROOT
 from celery_streams.gateway.viewer import Viewer
+from celery_streams.protocol import ProtocolStore
 
 logger = logging.getLogger("celery_streams.gateway")
 
+#: Paths of whoever operates the gateway.
+_OPERATIONS = ("/healthz", "/readyz", "/metrics")
+
+#: Where the protocol's own paths begin (PROTOCOL 6).
+_CONTROL = f"{STREAM_ROOT}{RESERVED}/"
 #: Seconds after which a client may come back when the store cannot be reached.
 _RETRY_AFTER = "2"
 
@@ -29,9 +39,12 @@ _RETRY_AFTER = "2"
 class _Running:
     """What belongs to one event loop."""
 
+    store: MeteredStore
     hub: Hub
     streams: StreamEndpoint
     runs: RunsEndpoint
+    subscriptions: Subscriptions | None
+    control: SubscriptionEndpoint | None
 
 
 class Gateway:
@@ -44,6 +57,17 @@ class Gateway:
         self._replies = Replies(self._settings.gateway_cors_origins)
         self._viewer = Viewer() if ui else None
         self._running: dict[asyncio.AbstractEventLoop, _Running] = {}
+        self._draining = False
+        self._counts = StoreCounts()
+        self._health = Health(self._replies, lambda: self._draining)
+        self._metrics = Metrics(
+            Sources(
+                self._replies,
+                self._counts,
+                lambda: [running.hub for running in self._running.values()],
+                lambda: self._draining,
+            )
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI interface."""
@@ -79,7 +103,11 @@ class Gateway:
             await self._replies.refuse(scope, send, failed)
 
     def drain(self) -> None:
-        """End every live read, so that clients reconnect elsewhere: before a shutdown."""
+        """End every live read, so that clients reconnect elsewhere: before a shutdown.
+
+        From then on a new one ends as soon as it has caught up, and ``/readyz`` says no.
+        """
+        self._draining = True
         for running in self._running.values():
             running.hub.drain()
 
@@ -87,7 +115,10 @@ class Gateway:
         """End what runs on this event loop."""
         running = self._running.pop(asyncio.get_running_loop(), None)
         if running is not None:
+            if running.subscriptions is not None:
+                await running.subscriptions.aclose()
             await running.hub.aclose()
+            await running.store.aclose()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         check_request(scope, self._settings)
@@ -95,6 +126,12 @@ class Gateway:
             await self._replies.preflight(scope, send)
             return
         path = _route(scope)
+        if path.startswith(_CONTROL):
+            control = self._on_this_loop().control
+            if control is None:
+                raise Problem(404, "not-found", "the configured store has no subscriptions")
+            await control(scope, receive, send, path.removeprefix(_CONTROL))
+            return
         if path.startswith(STREAM_ROOT):
             running = self._on_this_loop()
             await running.streams(scope, receive, send, path.removeprefix(STREAM_ROOT))
@@ -102,10 +139,28 @@ class Gateway:
         if RunsEndpoint.serves(path):
             await self._on_this_loop().runs(scope, send, path)
             return
+        if path in _OPERATIONS:
+            await self._operate(scope, send, path)
+            return
         if self._viewer is not None and self._viewer.serves(path):
             await self._viewer(scope, send, path)
             return
         raise Problem(404, "not-found", "there is nothing at this path")
+
+    async def _operate(self, scope: Scope, send: Send, path: str) -> None:
+        if scope["method"] not in ("GET", "HEAD"):
+            raise Problem(
+                405, "method-not-allowed", "this can be read only", headers={"allow": "GET, HEAD"}
+            )
+        match path:
+            case "/healthz":
+                await self._health.alive(scope, send)
+            case "/readyz":
+                await self._health.ready(scope, send, self._on_this_loop().hub.store)
+            case _:
+                if not self._settings.gateway_metrics_public:
+                    self._gate.require(self._gate.access(scope), "read", RESOURCE)
+                await self._metrics(scope, send)
 
     async def _swallow(self, receive: Receive) -> None:
         """Read some more of a body that is refused: a client that still sends hears nothing."""
@@ -122,21 +177,38 @@ class Gateway:
         loop = asyncio.get_running_loop()
         running = self._running.get(loop)
         if running is None:
-            store = self._streams.runtime.protocol_store()
+            metered = MeteredStore(self._streams.runtime.protocol_store(), self._counts)
+            store = cast("ProtocolStore", metered)  # what it does not define is the store's own
 
             async def inquire(run_id: str) -> str | None:
                 return await asyncio.to_thread(self._streams.end_if_over, run_id)
 
             hub = Hub(store, self._settings, inquire)
-            endpoint = StreamEndpoint(store, hub, self._gate, self._replies, self._settings)
+            subscriptions = Subscriptions.of(self._streams, store)
+            control = appended = None
+            if subscriptions is not None:
+                appended = subscriptions.waker.appended
+                control = SubscriptionEndpoint(
+                    subscriptions, self._gate, self._replies, self._settings
+                )
+                subscriptions.start()
+            endpoint = StreamEndpoint(
+                store, hub, self._gate, self._replies, self._settings, appended
+            )
             runs = RunsEndpoint(store, inquire, self._gate, self._replies)
-            running = self._running[loop] = _Running(hub, endpoint, runs)
+            running = self._running[loop] = _Running(
+                metered, hub, endpoint, runs, subscriptions, control
+            )
+            if self._draining:
+                hub.drain()
         return running
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
+                with suppress(ConfigurationError):  # whoever asks for a stream is told
+                    self._on_this_loop()  # wakes are due whether or not anybody does
                 await send({"type": "lifespan.startup.complete"})
             else:
                 await self.aclose()

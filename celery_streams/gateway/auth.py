@@ -90,10 +90,12 @@ class Gate:
         Raises:
             Problem: 403.
         """
-        if access.allows(action, resource):
-            return
-        needed = f"{action}:{quote(resource, safe='/-._~')}"
-        raise Problem(
+        if not access.allows(action, resource):
+            raise self.refusal(f"{action}:{quote(resource, safe='/-._~')}")
+
+    def refusal(self, needed: str) -> Problem:
+        """What to tell somebody who lacks the scope ``needed``."""
+        return Problem(
             403,
             "forbidden",
             f"the token does not allow {needed}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import parse_qsl, quote, unquote
 
 from celery_streams.contracts import JSON, Head, Page
@@ -44,6 +44,10 @@ _ACTIONS: dict[str, Action] = {
 }
 
 
+#: Called with the path of a stream, and where the chunks begin and end that were appended.
+Appended = Callable[[str, int, int], Awaitable[None]]
+
+
 class StreamEndpoint:
     """Everything below ``/v1/stream/`` that is a stream."""
 
@@ -54,8 +58,10 @@ class StreamEndpoint:
         gate: Gate,
         replies: Replies,
         settings: StreamsSettings,
+        appended: Appended | None = None,
     ) -> None:
         self._store = store
+        self._appended = appended
         self._gate = gate
         self._replies = replies
         self._settings = settings
@@ -187,6 +193,8 @@ class StreamEndpoint:
         creation = parse_creation(headers, body, target, limit, source)
         self._may_close(scope, target, closes=creation.closed)
         created, head = await self._store.create(target.slot, creation)
+        if created and creation.chunks and self._appended is not None:
+            await self._appended(str(target.slot), head.end - len(creation.chunks), head.end)
         answer = {
             "content-type": head.content_type,
             "stream-next-offset": wire.offset_token(head.end),
@@ -205,6 +213,8 @@ class StreamEndpoint:
         post = parse_post(_headers(scope), body, self._settings.max_chunk_bytes)
         self._may_close(scope, target, closes=post.close)
         posted = await self._store.post(target.slot, post)
+        if post.chunks and not posted.duplicate and self._appended is not None:
+            await self._appended(str(target.slot), posted.end - len(post.chunks), posted.end)
         headers = {"stream-next-offset": wire.offset_token(posted.end), "cache-control": "no-store"}
         if posted.closed:
             headers["stream-closed"] = "true"

@@ -136,8 +136,8 @@ class Hub:
                     follower.finished = True
                     follower.wake()
                 elif now - follower.sent_at >= _HEARTBEAT and not follower.stale:
-                    follower.sent_at = now
                     follower.push(wire.HEARTBEAT, follower.offset)
+                    follower.sent_at = now
 
     async def _look(self, now: float) -> None:
         """Compare silent topics with their streams."""

@@ -26,6 +26,7 @@ _NOT_IN_A_URL = re.compile(rb"[^\x21-\x7e]")
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _ENCODED_CONTROL = re.compile(rb"%(?:[01][0-9A-Fa-f]|7[Ff])")
 _OTHER_SLASHES = re.compile(rb"\\|%2[Ff]|%5[Cc]")
+_SUBSCRIBED = re.compile(rb"(/v1/stream/__ds/subscriptions/[^/]+/streams/)(.+)", re.DOTALL)
 _DIGITS = re.compile(rb"[0-9]{1,18}")
 
 
@@ -52,9 +53,19 @@ def check_request(scope: Mapping[str, Any], settings: StreamsSettings) -> None:
         )  # fmt: skip
     headers: list[tuple[bytes, bytes]] = list(scope["headers"])
     check_headers(headers, settings.gateway_max_header_bytes)
-    check_path(path)
+    check_path(_control_path(path, scope.get("root_path") or ""))
     if _NOT_IN_A_URL.search(query) or _ENCODED_CONTROL.search(query):
         raise Problem(400, "bad-query", "the query contains a control or another bad character")
+
+
+def _control_path(path: bytes, root: str) -> bytes:
+    """``path`` with slashes in place of the encoded ones where the protocol has these: below the
+    explicit streams of a subscription (PROTOCOL 6.4)."""
+    match = _SUBSCRIBED.match(path.removeprefix(quote(root).encode()))
+    if match is None:
+        return path
+    tail = match[2].replace(b"%2F", b"/").replace(b"%2f", b"/")
+    return match[1] + tail
 
 
 def check_headers(headers: Headers, most_bytes: int) -> None:

@@ -17,9 +17,9 @@ from celery_streams.gateway.auth import ConnectionLimit
 from celery_streams.gateway.hub import Hub
 from celery_streams.gateway.limits import ClientGone
 from celery_streams.gateway.problems import Problem
-from celery_streams.gateway.replies import CUT_OFF, Receive, Replies, Scope, Send
+from celery_streams.gateway.replies import CUT_OFF, WRITE, Receive, Replies, Scope, Send
 from celery_streams.gateway.targets import Target
-from celery_streams.gateway.topics import Follower, Topic
+from celery_streams.gateway.topics import Follower, Topic, Write
 from celery_streams.settings import StreamsSettings
 from celery_streams.tokens import Access
 
@@ -66,7 +66,7 @@ class LiveReads:
         target = position.target
         wait = self._settings.gateway_long_poll_timeout
         async with self._following(receive, position, wait) as (topic, follower, page):
-            version = topic.version
+            version = follower.version
             while True:
                 head = page.head or await self.missing(target)
                 end = page.entries[-1].end if page.entries else follower.offset
@@ -104,7 +104,9 @@ class LiveReads:
     async def sse(self, scope: Scope, receive: Receive, send: Send, position: Position) -> None:
         """Send events until the stream ends, the client leaves, or it is time to reconnect."""
         lifetime = self._settings.gateway_sse_lifetime * random.uniform(0.9, 1.1)
-        async with self._following(receive, position, lifetime) as (topic, follower, page):
+        write = scope.get(WRITE)
+        following = self._following(receive, position, lifetime, write)
+        async with following as (topic, follower, page):
             head = page.head or await self.missing(position.target)
             if position.resumed and head.closed is not None and follower.offset >= head.end:
                 # The only answer that keeps an EventSource from coming back for ever.
@@ -139,7 +141,7 @@ class LiveReads:
         head: Head,
     ) -> None:
         encoded = not wire.is_text(head.content_type)
-        version = topic.version
+        version = follower.version
         greeted = False
         while not follower.gone:
             if page.entries or head.closed is not None or not greeted:
@@ -153,10 +155,12 @@ class LiveReads:
             if not follower.stale and not await self._go_on_live(send, follower):
                 return
             version = topic.version
-            found = await self._read(topic, follower)
-            if found is None or (found.head is None and follower.offset > 0):
+            found = await self._read(topic, follower, target)
+            if found is None:
                 return
-            page, head = found, found.head or await self.missing(target)
+            page, head = found
+            if follower.offset > head.end:
+                return  # the store has lost what this client has: it asks again, and is told
             if encoded is wire.is_text(head.content_type):
                 return  # it was opened as another type than announced: the client asks again
 
@@ -175,11 +179,16 @@ class LiveReads:
             else:
                 await follower.wait()
 
-    async def _read(self, topic: Topic, follower: Follower) -> Page | None:
+    async def _read(
+        self, topic: Topic, follower: Follower, target: Target
+    ) -> tuple[Page, Head] | None:
         """The next page, however long the store is away; ``None``: there is nothing more."""
         while not (follower.gone or follower.finished):
             try:
-                return await topic.read(follower.offset)
+                page = await topic.read(follower.offset)
+                if page.head is None and follower.offset > 0:
+                    return None
+                return page, page.head or await self.missing(target)
             except StoreUnavailable:
                 await asyncio.sleep(_PAUSE * random.uniform(0.5, 1.5))
             except (OffsetGone, StreamNotFound):
@@ -206,17 +215,18 @@ class LiveReads:
 
     @asynccontextmanager
     async def _following(
-        self, receive: Receive, position: Position, seconds: float
+        self, receive: Receive, position: Position, seconds: float, write: Write | None = None
     ) -> AsyncIterator[tuple[Topic, Follower, Page]]:
         """A follower at the position, its first page, and a watch on its client."""
         target = position.target
         with self._limit.held(position.access):
             topic = await self._hub.topic(target.slot)
-            follower = topic.follow(0, time.monotonic() + seconds)
+            follower = topic.follow(0, time.monotonic() + seconds, write)
             if self._hub.draining:
                 follower.finished = True
             watch = asyncio.create_task(_watch(receive, follower))
             try:
+                follower.version = topic.version  # before the log is read
                 page = await self._first_page(topic, follower, position)
                 yield topic, follower, page
             finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
@@ -14,6 +15,11 @@ Headers = Mapping[str, str]
 
 #: Set in a request's scope once its answer has begun.
 STARTED = "celery_streams.started"
+#: In a request's scope, if the server can: breaks the connection, dropping what is unsent.
+CUT_OFF = "celery_streams.cut_off"
+#: In a request's scope, if the server can: sends a part of the answer that has begun, at once;
+#: false if the client does not take it now.
+WRITE = "celery_streams.write"
 
 #: On every answer: nothing is sniffed, framed or run as a page, whatever a client has written
 #: into a stream (PROTOCOL 12.7).
@@ -54,6 +60,7 @@ _RESPONSE_HEADERS = ", ".join(
         "retry-after",
         "stream-closed",
         "stream-cursor",
+        "stream-earliest-offset",
         "stream-expires-at",
         "stream-next-offset",
         "stream-run-state",
@@ -71,11 +78,16 @@ class Replies:
     def __init__(self, origins: Iterable[str]) -> None:
         everybody = "*" in (allowed := frozenset(origins))
         self._origins = frozenset() if everybody else allowed
+        #: Answers begun so far, by method and status.
+        self.begun: Counter[tuple[str, int]] = Counter()
+        #: Bytes of whole answers' bodies.
+        self.sent = 0
         self._always = _packed({**SECURITY, **(_open_to("*") if everybody else {})})
 
     async def start(self, scope: Scope, send: Send, status: int, headers: Headers) -> None:
         """The status and the headers; a body follows."""
         scope[STARTED] = True
+        self.begun[scope["method"], status] += 1
         every = [*self._always, *_packed(headers)]
         if self._origins:
             every += self._cors(scope)
@@ -89,6 +101,7 @@ class Replies:
         size = {} if bodiless else {"content-length": str(len(body))}
         await self.start(scope, send, status, {**headers, **size})
         content = b"" if bodiless or scope["method"] == "HEAD" else body
+        self.sent += len(content)
         await send({"type": "http.response.body", "body": content})
 
     async def refuse(self, scope: Scope, send: Send, problem: Problem) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -19,6 +19,8 @@ from celery_streams.errors import StreamNotFound
 from celery_streams.gateway import wire
 from celery_streams.protocol import Deleted, Ended, LiveEvent, ProtocolStore
 from celery_streams.slots import Slot
+
+Write = Callable[[bytes], bool]
 
 #: Bytes of formatted events a topic remembers.
 _RECENT_BYTES = 64 * 1024
@@ -57,6 +59,7 @@ class Follower:
         "_frames",
         "_topic",
         "_waiter",
+        "_write",
         "cut",
         "deadline",
         "finished",
@@ -67,13 +70,19 @@ class Follower:
         "size",
         "stale",
         "task",
+        "version",
     )
 
-    def __init__(self, topic: Topic, offset: int, deadline: float) -> None:
+    def __init__(
+        self, topic: Topic, offset: int, deadline: float, write: Write | None = None
+    ) -> None:
         self._topic = topic
+        self._write = write
         self._frames: deque[bytes] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self.offset = offset
+        #: The topic's version before its first page was read.
+        self.version = topic.version
         self.deadline = deadline
         self.sent_at = time.monotonic()
         self.size = 0
@@ -90,7 +99,17 @@ class Follower:
         self.task = asyncio.current_task()
 
     def push(self, frame: bytes, end: int) -> None:
-        """Buffer an event after which the follower stands at ``end``."""
+        """Send an event after which the follower stands at ``end``, now or when it can be."""
+        waiter = self._waiter
+        if (
+            self._write is not None
+            and waiter is not None
+            and not (self._frames or waiter.done() or self.finished)
+            and self._write(frame)
+        ):
+            self.offset = end
+            self.sent_at = self._topic.heard_at
+            return
         self._frames.append(frame)
         self.size += len(frame)
         self.offset = end
@@ -158,9 +177,13 @@ class Topic:
         self._recent_bytes = 0
         self._tail = 0
 
-    def follow(self, offset: int, deadline: float) -> Follower:
-        """A follower that stands at ``offset``; ends at ``deadline`` (monotonic seconds)."""
-        follower = Follower(self, offset, deadline)
+    def follow(self, offset: int, deadline: float, write: Write | None = None) -> Follower:
+        """A follower that stands at ``offset``; ends at ``deadline`` (monotonic seconds).
+
+        ``write`` sends an event to a client at once, if the server offers that and the client
+        takes it: waking its task for each costs as much as sending.
+        """
+        follower = Follower(self, offset, deadline, write)
         self.followers.add(follower)
         return follower
 
@@ -217,6 +240,7 @@ class Topic:
             case Deleted():
                 self._start_over()
             case None:
+                self._forget()  # the log decides: a failover may have lost what was heard
                 self._unsettle(self.followers)
 
     def settle(self, follower: Follower, version: int) -> None:
@@ -308,16 +332,19 @@ class Topic:
 
     def _observe(self, head: Head | None) -> None:
         known, self.head = self.head, head
-        if known is not None and head is not None and known.identity != head.identity:
-            self._start_over()  # another stream has its name now
+        if known is not None and (head is None or known.identity != head.identity):
+            self._start_over()  # it is gone, or another stream has its name now
 
     def _start_over(self) -> None:
         """The stream is gone: so is what was heard of it, and nobody follows it any longer."""
-        self._recent.clear()
-        self._recent_bytes = self._tail = 0
+        self._forget()
         for follower in self.followers:
             follower.finished = True
         self._unsettle(self.followers)
+
+    def _forget(self) -> None:
+        self._recent.clear()
+        self._recent_bytes = self._tail = 0
 
     def _remember(self, start: int, end: int, frame: bytes) -> None:
         if self._recent and self._recent[-1][1] != start:

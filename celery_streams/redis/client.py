@@ -31,6 +31,7 @@ from celery_streams.redis.connect import (
     heeding_cancellation,
 )
 from celery_streams.redis.failures import REDIS_ERRORS, translated
+from celery_streams.redis.lending import Lender
 from celery_streams.settings import StreamsSettings
 
 __all__ = ["AsyncRedisLink", "Call", "Lane", "RedisLink"]
@@ -92,13 +93,6 @@ class RedisLink:
                 self.refresh()
         return sending.results
 
-    def pubsub(self, channel: str) -> redis.client.PubSub:
-        """A subscriber on the node that owns ``channel``. Not thread-safe; close it."""
-        try:
-            return redis.client.PubSub(self._pool(channel))
-        except REDIS_ERRORS as error:
-            raise translated(error, self.address) from error
-
     def connection(self, channel: str) -> SyncConnection:
         """A connection of the caller's own to the node that owns ``channel``; not open yet."""
         try:
@@ -159,6 +153,7 @@ class AsyncRedisLink:
         self.settings = settings
         self._client: AsyncClient | None = None
         self._pools: dict[str, aioredis.ConnectionPool] = {}
+        self._lender = Lender(settings.socket_timeout)
         self._turns = nullcontext() if connections is None else asyncio.Semaphore(connections)
 
     async def call(self, call: Call[T]) -> T:
@@ -178,7 +173,7 @@ class AsyncRedisLink:
                 try:
                     async with self._turns:
                         replies = await heeding_cancellation(
-                            _exchange_async(pool, sending.commands(group))
+                            self._lender.exchange(pool, sending.commands(group))
                         )
                 except REDIS_ERRORS as error:
                     sending.failed(group, error)
@@ -188,6 +183,11 @@ class AsyncRedisLink:
                 sending.outdated = False
                 await self.refresh()
         return sending.results
+
+    @property
+    def connections(self) -> int:
+        """How many connections it has open."""
+        return self._lender.connections
 
     async def connection(self, channel: str) -> AsyncConnection:
         """See :meth:`RedisLink.connection`."""
@@ -216,6 +216,7 @@ class AsyncRedisLink:
 
     async def close(self) -> None:
         """Close every connection. The link can be used again afterwards."""
+        await self._lender.close()
         pools, self._pools = self._pools, {}
         client, self._client = self._client, None
         for pool in pools.values():
@@ -303,27 +304,6 @@ def _exchange(
     finally:
         if lane is None:
             pool.release(cast("Any", connection))
-
-
-async def _exchange_async(
-    pool: aioredis.ConnectionPool, commands: list[tuple[Arg, ...]]
-) -> list[Any]:
-    """See :func:`_exchange`. Cancelled, it leaves no connection behind."""
-    connection = await pool.get_connection()
-    try:
-        await connection.send_packed_command([packed(commands)])
-        replies = []
-        for _ in commands:
-            try:
-                replies.append(await connection.read_response())
-            except rx.ResponseError as error:
-                replies.append(error)
-        return replies
-    except BaseException:
-        await connection.disconnect(nowait=True)
-        raise
-    finally:
-        await pool.release(connection)
 
 
 def _replicas(count: int, settings: StreamsSettings) -> Replicas:

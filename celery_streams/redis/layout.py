@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from celery_streams.slots import Slot
+from celery_streams.slots import Scope, Slot
+
+#: A stream that nobody can create: its live channel tells of changes to subscriptions.
+CONTROL = Slot("path", "__ds%2Fsubscriptions", "default")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +77,24 @@ class Layout:
     def wake(self, slot: Slot) -> str:
         """Sharded channel: what the lock's holder left behind when it let go."""
         return f"{self.base(slot)}wake/{slot.key}"
+
+    def index(self, scope: Scope) -> str:
+        """Sorted set: every stream of one scope, by the time it was opened last."""
+        return f"{self.prefix}/index/{scope}"
+
+    def subscription(self, subscription_id: str) -> tuple[str, str, str, str, str]:
+        """Of one subscription: its record (hash), its links and their streams' tails (hashes),
+        the streams with pending work (sorted set), and the explicit ones (set)."""
+        base = f"{self.prefix}/{{sub/{subscription_id}}}/"
+        return (
+            base + "record",
+            base + "links",
+            base + "tails",
+            base + "pending",
+            base + "explicit",
+        )
+
+    def subscriptions(self, what: str) -> str:
+        """Of all subscriptions together: ``ids`` (sorted set, by version of the last change),
+        ``version`` (number), ``leader`` and ``key`` (strings)."""
+        return f"{self.base(CONTROL)}subscriptions/{what}"

@@ -28,7 +28,8 @@ class Script:
 def load_script(package: str, name: str) -> Script:
     """The script ``lua/<name>.lua`` of ``package``, with its ``--#include`` lines resolved.
 
-    What is included is shared Lua of :mod:`celery_streams.redis`.
+    What is included is shared Lua of :mod:`celery_streams.redis`, or of ``package`` itself
+    (``--#include ./name``).
     """
     source = _source(package, name)
     return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
@@ -39,6 +40,8 @@ def _source(package: str, name: str) -> str:
     lines = []
     for line in text.splitlines():
         if line.startswith(_INCLUDE):
-            line = _source("celery_streams.redis", line.removeprefix(_INCLUDE).strip())
+            included = line.removeprefix(_INCLUDE).strip()
+            own = included.startswith("./")
+            line = _source(package if own else "celery_streams.redis", included.removeprefix("./"))
         lines.append(line)
     return "\n".join(lines)

@@ -48,13 +48,17 @@ class RedisFeed:
         channel = self._layout.live(slot)
         self._listeners[channel] = deliver
         try:
-            await self._subscribe(channel)
+            try:
+                await self._subscribe(channel)
+            except StoreUnavailable:
+                if not self._link.address.cluster:
+                    raise
+                await self._link.refresh()  # the slot may have moved, or its node be gone
+                await self._subscribe(channel)
         except BaseException:
             self._listeners.pop(channel, None)
             self._homes.pop(channel, None)
             raise
-        if channel not in self._listeners:  # ignored meanwhile
-            await self.ignore(slot)
 
     async def ignore(self, slot: Slot) -> None:
         """See :meth:`celery_streams.protocol.Feed.ignore`."""
@@ -86,6 +90,9 @@ class RedisFeed:
             node = self._nodes[where] = _Node(self, self._link, where, self._timeout)
         self._homes[channel] = node
         await node.join(channel)
+        if channel not in self._listeners:  # ignored meanwhile
+            self._homes.pop(channel, None)
+            await node.leave(channel)
 
     def received(self, channel: str, message: bytes) -> None:
         """A node's connection brought a message."""
@@ -111,7 +118,10 @@ class RedisFeed:
                 await self._link.refresh()
                 while self._homeless:
                     channels = list(self._homeless)[:1000]
-                    await asyncio.gather(*(self._back(channel) for channel in channels))
+                    back = [self._back(channel) for channel in channels]
+                    for failure in await asyncio.gather(*back, return_exceptions=True):
+                        if failure is not None:
+                            raise failure
                     pause = 0.05
             except StreamError as error:
                 logger.info("live events are interrupted, trying again: %s", error)
@@ -119,12 +129,18 @@ class RedisFeed:
                 pause = min(pause * 2, _LONGEST_PAUSE)
 
     async def _back(self, channel: str) -> None:
-        if channel in self._listeners:
-            await self._subscribe(channel)
-            deliver = self._listeners.get(channel)
-            if deliver is not None:
-                deliver(None)
+        # First: if this connection is lost, too, the channel is homeless again at once.
         self._homeless.discard(channel)
+        if channel not in self._listeners:
+            return
+        try:
+            await self._subscribe(channel)
+        except BaseException:
+            self._homeless.add(channel)
+            raise
+        deliver = self._listeners.get(channel)
+        if deliver is not None:
+            deliver(None)
 
 
 class _Node:
@@ -156,15 +172,19 @@ class _Node:
                 self._opening = asyncio.create_task(self._open(channel))
             await asyncio.shield(self._opening)
             await self._send("SSUBSCRIBE", channel)
-            await asyncio.wait_for(confirmed, self._timeout)
-        except REDIS_ERRORS as error:
+            async with asyncio.timeout(self._timeout):
+                await confirmed
+        except StreamError:
             self._fail()
-            raise translated(error, self._link.address) from error
+            raise
         except TimeoutError:
             self._fail()
             raise StoreUnavailable(
                 f"{self._link.address} did not confirm a subscription in {self._timeout:g} s"
             ) from None
+        except REDIS_ERRORS as error:
+            self._fail()
+            raise translated(error, self._link.address) from error
         finally:
             waiting = self._waiting.get(channel)
             if waiting and confirmed in waiting:

@@ -10,7 +10,7 @@ from typing import Any
 
 from celery_streams.chunks import frame
 from celery_streams.contracts import JSON, Entry
-from celery_streams.errors import RunFinished, StreamError, StreamNotFound
+from celery_streams.errors import RunFinished, StoreUnavailable, StreamError, StreamNotFound
 from celery_streams.protocol import (
     AlreadyClosed,
     BadEpoch,
@@ -47,6 +47,7 @@ class Source:
     offset: int
     content_type: str
     lifetime: Lifetime
+    identity: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +67,13 @@ class ProtocolCommands:
         self._max_chunks = settings.max_chunks
 
     def create(
-        self, slot: Slot, creation: Creation, identity: str, inherited: int = 0
+        self, slot: Slot, creation: Creation, identity: str, inherited: int = 0, copied: int = 0
     ) -> Call[bool]:
-        """``True`` if it was created now. ``inherited``: where a fork's own chunks begin."""
+        """``True`` if it was created now.
+
+        ``inherited`` is where a fork's own chunks begin, ``copied`` how many entries were staged
+        for it; -1: it exists, and is only compared.
+        """
         layout, lifetime = self.layout, creation.lifetime
         content_type = creation.content_type or JSON
         return Call(
@@ -96,6 +101,7 @@ class ProtocolCommands:
                 int(creation.closed),
                 len(creation.chunks),
                 frame(creation.chunks, content_type),
+                copied,
             ),
             partial(_created, slot),
         )
@@ -105,7 +111,7 @@ class ProtocolCommands:
         layout, producer = self.layout, post.producer
         return Call(
             _script("post"),
-            (layout.meta(slot), layout.log(slot), layout.producers(slot)),
+            (layout.meta(slot), layout.log(slot), layout.producers(slot), layout.forks(slot)),
             (
                 layout.live(slot),
                 post.content_type or "",
@@ -132,14 +138,16 @@ class ProtocolCommands:
             partial(_source, source),
         )
 
-    def stage(self, slot: Slot, identity: str, entries: Sequence[Entry]) -> list[Call[Any]]:
+    def stage(self, slot: Slot, identity: str, entries: Sequence[Entry]) -> Call[int]:
         """Copy some of the source's entries to where :meth:`create` will look for them."""
+        copies = [(f"{entry.end}-{entry.count}", entry.payload) for entry in entries]
+        arguments = [argument for copy in copies for argument in copy]
         key = self.layout.staged(slot, identity)
-        calls: list[Call[Any]] = [
-            Call("XADD", (key,), (f"{entry.end}-{entry.count}", "d", entry.payload))
-            for entry in entries
-        ]
-        return [*calls, Call("PEXPIRE", (key,), (_STAGED_MS,))]
+        return Call(_script("stage"), (key,), (_STAGED_MS, *arguments))
+
+    def unstage(self, slot: Slot, identity: str) -> Call[int]:
+        """Throw away what :meth:`stage` has copied."""
+        return Call("DEL", (self.layout.staged(slot, identity),))
 
     def release(self, source: Slot, members: Sequence[str]) -> Call[Gone | None]:
         """Forks of ``source`` are gone; what is left of it if it only waited for that."""
@@ -149,6 +157,10 @@ class ProtocolCommands:
     def forks(self, source: Slot, count: int) -> Call[list[str]]:
         """Some of the forks of ``source``."""
         return Call("SRANDMEMBER", (self.layout.forks(source),), (count,), _texts)
+
+    def keys(self, slot: Slot) -> Call[list[str]]:
+        """The streams that the slot's run or session has opened, sorted."""
+        return Call("SMEMBERS", (self.layout.keys(slot),), (), lambda reply: sorted(_texts(reply)))
 
     def is_alive(self, member: str) -> Call[bool]:
         """Whether a fork still exists (and is not another stream of that name)."""
@@ -205,6 +217,8 @@ def _created(slot: Slot, reply: list[bytes]) -> bool:
             return True
         case [b"EXISTS"]:
             return False
+        case [b"UNSTAGED"]:
+            raise StoreUnavailable(f"{slot} was deleted, or its copy expired, while it was made")
         case [b"CONFLICT", reason]:
             raise Conflict(f"there is a stream {slot} already: {reason.decode()}")
         case [b"FINISHED", state]:
@@ -245,9 +259,9 @@ def _posted(slot: Slot, producer: ClientProducer | None, reply: list[Any]) -> Po
 
 def _source(slot: Slot, reply: list[Any]) -> Source:
     match reply:
-        case [b"OK", offset, _, content_type, ttl, expires]:
+        case [b"OK", offset, _, content_type, ttl, expires, identity]:
             lifetime = Lifetime(int(ttl) if ttl else None, expires.decode() or None)
-            return Source(offset, content_type.decode(), lifetime)
+            return Source(offset, content_type.decode(), lifetime, identity.decode() or None)
         case [b"BEYOND", end]:
             raise BadFork(f"{slot} ends at {end.decode()}; it cannot be forked beyond that")
         case [b"DELETED", _]:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from celery_streams.chunks import frame, unframe
 from celery_streams.contracts import JSON, Entry, Head, Page
-from celery_streams.errors import OffsetGone, StreamError, StreamNotFound
+from celery_streams.errors import OffsetGone, StoreUnavailable, StreamError, StreamNotFound
 from celery_streams.protocol import (
     BadFork,
     Conflict,
@@ -21,13 +21,15 @@ from celery_streams.protocol import (
     Posted,
     StreamDeleted,
 )
+from celery_streams.redis import recording
 from celery_streams.redis.client import AsyncRedisLink, Call
 from celery_streams.redis.layout import Layout
 from celery_streams.settings import StreamsSettings
-from celery_streams.slots import Slot
+from celery_streams.slots import Scope, Slot
 from celery_streams.stores.commands import Commands
 from celery_streams.stores.cursor import PAGE_LIMIT
 from celery_streams.stores.feed import RedisFeed
+from celery_streams.stores.index import StreamIndex
 from celery_streams.stores.protocol_commands import Gone, ProtocolCommands, member
 
 T = TypeVar("T")
@@ -52,6 +54,11 @@ class RedisProtocolStore:
         self._reads = Commands(layout, settings)
         self._commands = ProtocolCommands(layout, settings)
 
+    @property
+    def connections(self) -> int:
+        """How many connections it has open, besides those of its feeds."""
+        return self._link.connections
+
     async def create(self, slot: Slot, creation: Creation) -> tuple[bool, Head]:
         """See :meth:`celery_streams.protocol.ProtocolStore.create`."""
         identity = secrets.token_hex(8)
@@ -65,9 +72,11 @@ class RedisProtocolStore:
                 # What the request leaves open, it takes as it is.
                 lifetime = Lifetime(head.ttl, head.expires_at)
                 known = _completed(creation, head.content_type, lifetime)
-                return await self._create(slot, known, identity)
+                return await self._create(slot, known, identity, copied=-1)
             created, forked = await self._fork(slot, creation, creation.fork, identity)
-        except BaseException:
+        except StoreUnavailable:
+            raise  # it may exist; if not, that is found when somebody asks for a deleted source
+        except StreamError:
             await self._release(creation.fork.source, [member(slot, identity)])
             raise
         if not created:
@@ -92,6 +101,18 @@ class RedisProtocolStore:
                 results[place] = await self._verdict(slot, result)
         return results
 
+    async def keys(self, slots: Sequence[Slot]) -> list[list[str]]:
+        """See :meth:`celery_streams.protocol.ProtocolStore.keys`."""
+        return await self._all([self._commands.keys(slot) for slot in slots])
+
+    async def recent(
+        self, scope: Scope, limit: int, *, before: float | None = None
+    ) -> list[tuple[Slot, float]]:
+        """See :meth:`celery_streams.protocol.ProtocolStore.recent`."""
+        index = StreamIndex(self._link, self._layout, self._settings)
+        found = await index.recent(scope, limit, before=before)
+        return [(each.slot, each.opened_at) for each in found]
+
     async def touch(self, slot: Slot, ttl: int) -> None:
         """See :meth:`celery_streams.protocol.ProtocolStore.touch`."""
         await self._all(self._commands.touch(slot, ttl))
@@ -109,29 +130,47 @@ class RedisProtocolStore:
         await self._link.close()
 
     async def _create(
-        self, slot: Slot, creation: Creation, identity: str, inherited: int = 0
+        self,
+        slot: Slot,
+        creation: Creation,
+        identity: str,
+        inherited: int = 0,
+        copied: int = 0,
     ) -> tuple[bool, Head]:
         calls: list[Call[Any]] = [
-            self._commands.create(slot, creation, identity, inherited),
+            recording.record(self._layout, self._settings, slot),
+            self._commands.create(slot, creation, identity, inherited, copied),
             self._reads.head(slot),
         ]
-        created, head = await self._link.call_many(
+        recorded, created, head = await self._link.call_many(
             calls, wait_replicas=self._settings.wait_replicas
         )
+        if isinstance(recorded, Exception):
+            raise recorded
         if isinstance(created, Conflict):
             # Perhaps with what is left of a stream whose forks have expired.
             if not isinstance(head, StreamDeleted) or isinstance(
                 await self._verdict(slot, head), StreamDeleted
             ):
                 raise created
-            return await self._create(slot, creation, identity, inherited)
+            return await self._create(slot, creation, identity, inherited, copied)
         if isinstance(created, Exception):
             raise created
         if isinstance(head, StreamNotFound):  # created with an expiry that has passed
             head = Head(slot, len(creation.chunks), content_type=creation.content_type or "")
         if isinstance(head, Exception):
             raise head
+        if created and recording.sample_due():
+            await self._tidy(slot.scope)
         return created, head
+
+    async def _tidy(self, scope: Scope) -> None:
+        """Look for index entries of streams that exist no longer."""
+        found = await self._link.call(recording.sample(self._layout, scope))
+        calls = [recording.exists(self._layout, slot) for slot, _ in found]
+        alive = await self._link.call_many(calls)
+        if dead := recording.dead(found, alive):
+            await self._link.call(recording.drop(self._layout, scope, dead))
 
     async def _fork(
         self, slot: Slot, creation: Creation, fork: ForkPoint, identity: str
@@ -146,21 +185,24 @@ class RedisProtocolStore:
         end, last = source.offset, None
         if fork.sub_offset:
             end, last = await self._refined(fork, source.offset, source.content_type)
-        at = 0
+        at = copied = 0
         while at < end:
             try:
                 page = await self.read(fork.source, at)
             except OffsetGone as gone:
-                at = gone.first
+                if copied:  # trimmed meanwhile: no gap in the fork
+                    await self._link.call(self._commands.unstage(slot, identity))
+                at, copied = gone.first, 0
                 continue
-            if not page.entries:
+            if not page.entries or page.head is None or page.head.identity != source.identity:
                 raise StreamNotFound(f"{fork.source} was deleted while it was being forked")
             kept = [_clipped(e, end, last, source.content_type) for e in page.entries]
             staged = [entry for entry in kept if entry.count > 0]
-            await self._all(self._commands.stage(slot, identity, staged))
+            if staged:
+                copied = await self._link.call(self._commands.stage(slot, identity, staged))
             at = page.entries[-1].end
         known = _completed(creation, source.content_type, source.lifetime)
-        return await self._create(slot, known, identity, end)
+        return await self._create(slot, known, identity, end, copied)
 
     async def _refined(
         self, fork: ForkPoint, offset: int, content_type: str

@@ -28,7 +28,10 @@ from celery.app.trace import task_has_custom
 from celery_streams.chat.agent import ChatAgent
 from celery_streams.contracts import Attempt
 from celery_streams.errors import StreamError
+from celery_streams.redis.client import RedisLink
+from celery_streams.redis.layout import Layout
 from celery_streams.runtime import Ending
+from celery_streams.subscriptions.tasks import WakeTask
 from celery_streams.task.attempt import RefusedAttempt, RunningAttempt
 from celery_streams.task.current import run_chat, run_streams, running
 from celery_streams.task.identity import identify
@@ -116,6 +119,8 @@ class Lifecycle:
         if attempt is not None and (direct or attempt.executing):
             return run(*args, **kwargs)  # a plain function call inside a running task
         if attempt is not None:
+            if (wake := self._wake(task)) is not None:
+                wake.claim(f"{task.request.hostname}/{task.request.id}")
             return attempt.execute(run, args, kwargs)
         return self._execute_directly(task, run, args, kwargs)
 
@@ -133,6 +138,16 @@ class Lifecycle:
                 attempt.leave(state)
             finally:
                 running.reset(token)
+
+    def _wake(self, task: Any) -> WakeTask | None:
+        """The wake that a subscription has sent the task as, if one has."""
+
+        def connect() -> tuple[RedisLink, Layout]:
+            return self._owner.runtime.link, self._owner.runtime.layout
+
+        wake = WakeTask.of(task.request, connect)
+        task.request._celery_streams_wake = wake
+        return wake
 
     def _mine(self, task: Any) -> bool:
         return getattr(task, "__dict__", {}).get(_MARK) is self
@@ -162,6 +177,9 @@ class Lifecycle:
 
     def _on_postrun(self, task_id: str, task: Any, state: str | None = None, **_: Any) -> None:
         token = getattr(task.request, "_celery_streams_token", None)
+        wake: WakeTask | None = getattr(task.request, "_celery_streams_wake", None)
+        if wake is not None:
+            wake.finish(state)
         attempt = running.get()
         if token is None or attempt is None or not self._mine(task):
             return

@@ -9,7 +9,9 @@ A scope is an action and a resource::
     read:streams/<path>        that stream, and none below it
     read:streams/<path>/*      those below it
     read:runs/*                every run
+    read:metrics               the gateway's counters
     read:*                     everything there is to read
+    admin:subscriptions/<id>   a subscription; ``write:`` claims what it wakes for
     admin:<resource>           reading, writing and administration there
 
 Segments are compared as a whole (``runs/ab`` is not below ``runs/a``) and are percent-encoded in
@@ -31,7 +33,7 @@ from celery_streams.slots import MAX_PATH_BYTES, Slot, check_name
 Action = Literal["read", "write", "admin"]
 
 _ACTIONS: tuple[str, ...] = get_args(Action)
-_ROOTS = ("runs", "sessions", "streams")
+_ROOTS = ("runs", "sessions", "streams", "subscriptions", "metrics")
 _FORMS = (
     "scopes look like read:runs/<id>, write:sessions/<id>/in, read:streams/<path>, read:runs/* "
     "or admin:*"
@@ -174,9 +176,11 @@ def _check_shape(segments: tuple[str, ...], open_ended: bool) -> None:
     root, length = segments[0], len(segments) + open_ended
     if root not in _ROOTS:
         raise InvalidName(f"{root!a} is none of {', '.join(_ROOTS)}")
+    if root == "metrics" and length == 1:
+        return
     if length < 2:
         raise InvalidName(f"which of the {root}? '{root}/*' is all of them")
-    most = _MOST_SEGMENTS if root == "streams" else 3
+    most = {"streams": _MOST_SEGMENTS, "subscriptions": 2, "metrics": 1}.get(root, 3)
     if length > most:
         raise InvalidName(f"there is nothing so far below {root}")
     if root == "sessions" and len(segments) == 3 and segments[2] not in ("in", "out"):

@@ -5,11 +5,12 @@ local staged = KEYS[6] -- the log of a fork's source up to the fork, under a nam
 local channel, key, has_run, retention = ARGV[1], ARGV[2], ARGV[3] == '1', ARGV[4]
 local identity, content_type = ARGV[5], ARGV[6]
 local ttl, expires, expires_ms = ARGV[7], ARGV[8], ARGV[9]
-local fork, stop = ARGV[10], tonumber(ARGV[11])
+local fork, stop, copied = ARGV[10], tonumber(ARGV[11]), tonumber(ARGV[15])
 local close, count, payload = ARGV[12] == '1', tonumber(ARGV[13]), ARGV[14]
 -- retention: milliseconds a stream of a run or session is kept; empty for a stream of a client.
 -- ttl: seconds. expires: the time as the client spelt it; expires_ms: Unix milliseconds.
 -- fork, stop: what it was forked from (empty: nothing) and where its own chunks begin.
+-- copied: the staged entries; -1: none, because the stream exists and this only compares.
 -- Returns {'CREATED' | 'EXISTS'}, or {reason, detail}.
 local function media(text)
   return string.lower(string.match(text, '^%s*([^;%s]*)'))
@@ -35,9 +36,12 @@ if has_run then
   end
 end
 
+if copied < 0 or (copied > 0 and redis.call('XLEN', staged) ~= copied) then
+  return {'UNSTAGED'}
+end
 redis.call('SPUBLISH', channel, 'o') -- first: a server without sharded channels fails here
 redis.call('DEL', log, producers)
-if fork ~= '' and redis.call('EXISTS', staged) == 1 then
+if copied > 0 then
   redis.call('RENAME', staged, log)
   redis.call('PERSIST', log)
 end

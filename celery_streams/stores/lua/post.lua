@@ -1,6 +1,6 @@
 #!lua
 -- Append what a client of the protocol sends, or end the stream, or both; once for a producer.
-local meta, log, producers = KEYS[1], KEYS[2], KEYS[3]
+local meta, log, producers, forks = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local channel, content_type, count, payload = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local close, stream_seq = ARGV[5] == '1', ARGV[6]
 local producer, epoch, seq = ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9])
@@ -97,7 +97,7 @@ if close then
 end
 if retention ~= '' or stream[7] then
   local life = retention ~= '' and tonumber(retention) or tonumber(stream[7]) * 1000
-  for _, name in ipairs({meta, log, producers}) do
+  for _, name in ipairs({meta, log, producers, forks}) do
     redis.call('PEXPIRE', name, life)
   end
 else

@@ -3,8 +3,8 @@
 local meta, log, forks = KEYS[1], KEYS[2], KEYS[3]
 local fork, offset = ARGV[1], ARGV[2]
 -- fork: the stream that will refer to this one. offset: where it leaves; empty: at the end.
--- Returns {'OK', offset, end, type, ttl, expires}, or {reason, detail}.
-local stream = redis.call('HMGET', meta, 'end', 'type', 'ttl', 'expires', 'deleted')
+-- Returns {'OK', offset, end, type, ttl, expires, identity}, or {reason, detail}.
+local stream = redis.call('HMGET', meta, 'end', 'type', 'ttl', 'expires', 'deleted', 'id')
 if not stream[1] then
   return {'MISSING', ''}
 end
@@ -21,5 +21,5 @@ if left > 0 then
 end
 return {
   'OK', tonumber(offset ~= '' and offset or stream[1]), tonumber(stream[1]), stream[2],
-  stream[3] or '', stream[4] or '',
+  stream[3] or '', stream[4] or '', stream[6] or '',
 }
