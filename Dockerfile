@@ -1,9 +1,9 @@
-# The package and the example project; the command of docker-compose.yml starts a worker.
+# The package with its gateway, and the example project; starts a worker unless told otherwise.
 FROM python:3.13-slim AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY celery_streams celery_streams
-RUN python -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir .
+RUN python -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir '.[gateway]'
 
 FROM python:3.13-slim
 RUN useradd --system --create-home --uid 10001 streams

@@ -3,9 +3,11 @@
 #   make test         all tests (pass pytest arguments with ARGS="-k embedded")
 #   make lint         style, types, import directions
 #   make demo         watch a worker stream to another process (TOPIC=json.dumps)
+#   make serve        Valkey, a worker and the HTTP gateway, to try out (PORT=8080)
 #   make bench        the benchmarks (BENCH_JSON=file writes them as JSON too)
 #   make bench-gateway  the HTTP gateway beside other servers of its protocol (Linux)
 #   make conformance  the Durable Streams conformance suite (npm) against the gateway
+#   make test-browser  the gateway's page in a real Chromium
 #   make soak         the fault tests with their full counts, at most 30 minutes
 #   make test-oldest  all tests on the oldest versions that pyproject.toml allows
 #   make clean        remove what the other targets made
@@ -16,6 +18,7 @@ OLDEST := .venv-oldest
 BENCH := .venv-bench
 BIN := $(VENV)/bin
 TOPIC ?= json.dumps
+PORT ?= 8080
 ARGS ?=
 # More processes than cores: most tests wait for servers more than they compute.
 PARALLEL ?= -n 3
@@ -30,7 +33,7 @@ TYPED = $(sort $(patsubst %/,%,$(dir $(wildcard \
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: all venv test lint format demo bench bench-gateway conformance soak test-oldest redis-server nodejs clean
+.PHONY: all venv test test-browser lint format demo serve bench bench-gateway conformance soak test-oldest redis-server nodejs chromium clean
 
 all: lint test
 
@@ -44,6 +47,12 @@ $(VENV)/.installed: pyproject.toml
 test: venv redis-server
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
+# Playwright only drives the distribution's Chromium; it downloads none.
+test-browser: venv chromium
+	@if ! command -v chromium >/dev/null; \
+	then echo "test-browser: SKIPPED, because chromium is missing"; \
+	else $(BIN)/python -m pytest tests/browser -n 2 $(ARGS); fi
+
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -56,6 +65,9 @@ format: venv
 
 demo: venv
 	$(BIN)/python -m example_project.demo --topic '$(TOPIC)'
+
+serve: venv
+	@exec $(BIN)/python -m example_project.serve --topic '$(TOPIC)' --port $(PORT)
 
 bench: venv
 	$(BIN)/python -m benchmarks
@@ -111,6 +123,14 @@ nodejs:
 	     && apt-get update -qq \
 	     && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nodejs npm; } \
 	|| echo "npm is not installed: the conformance suite will be skipped"
+
+# The browser for the page's tests. Installed here if that is possible without asking.
+chromium:
+	@command -v chromium >/dev/null \
+	|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+	     && apt-get update -qq \
+	     && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } \
+	|| echo "chromium is not installed: the page's tests will be skipped"
 
 clean:
 	rm -rf $(VENV) $(OLDEST) $(BENCH) benchmarks/gateway/node_modules build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis \

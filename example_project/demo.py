@@ -19,7 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
-from example_project import audit, documentation, model, tokens, views
+from example_project import audit, documentation, gateway, model, tokens, views
 from example_project.counting import initialize_counts
 from example_project.stage import Recording, Stage, StageError, kill
 
@@ -45,6 +45,7 @@ class Demo:
         self._streams = streams
         self._checked: list[audit.Checked] = []
         self._latencies: list[float] = []
+        self._over_http: audit.Checked | None = None
 
     def play(self) -> bool:
         """All acts and the table; whether everything was as it must be."""
@@ -61,10 +62,12 @@ class Demo:
         return self._verdict()
 
     def one_answer(self) -> None:
-        """Tokens on one stream, progress on another, both read live."""
+        """Tokens on one stream, progress on another, both read live; the tokens by HTTP, too."""
         self._heading("1", "A worker writes, this process reads", "two streams of one run")
         run = self._ask(self._topic)
         answer, progress = self._record(run), self._record(run, "progress")
+        url = gateway.run_url(self._stage.address, run.id)
+        by_http = Recording(gateway.read(url, gateway.token_for(self._streams, run.id)))
         title = f"answer({self._topic!r})"
 
         def view() -> Any:
@@ -74,6 +77,8 @@ class Demo:
         with views.live(self._console, view):
             answer.wait(_PATIENCE), progress.wait(_PATIENCE)
         self._note(f"the reader was told the end: {answer.reader.closed}")
+        received = by_http.wait(_PATIENCE)
+        self._over_http = audit.check("over HTTP", run.id, answer.chunks, received)
         self._check_answer("one answer", run, self._topic, answer.chunks, progress.chunks)
 
     def cut_off(self) -> None:
@@ -216,6 +221,12 @@ class Demo:
             f"({len(self._latencies)} chunks)"
         )
         good = all(row.good for row in rows)
+        if http := self._over_http:
+            self._console.print(
+                f"read over HTTP: [bold]{http.chunks} chunks[/], "
+                f"{http.lost} lost, {http.duplicated} duplicated"
+            )
+            good = good and not http.lost and not http.duplicated
         if good:
             self._console.print(
                 "[bold green]OK[/]  one initialize a stream; nothing lost, nothing twice"
@@ -327,6 +338,7 @@ def _on(stage: Stage, console: Console, topic: str) -> int:
             f"[bold]celery-streams[/]  [dim]{stage.server_version} embedded; worker "
             f"{stage.worker_pid}, 2 children; reader {os.getpid()}[/]"
         )
+        console.print(f"[dim]gateway {stage.address}, until the demo ends[/]")
         if not Demo(stage, console, topic).play():
             raise StageError("not everything arrived as it must: see the red numbers above")
         console.print(f"[dim]{time.monotonic() - began:.0f} s[/]")

@@ -1,4 +1,4 @@
-"""What the demo plays on: an embedded Valkey, and a worker with two children."""
+"""What the demo plays on: an embedded Valkey, a worker with two children, and a gateway."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ import redis
 from celery_streams import StreamError
 from celery_streams.embedded import resolve
 from example_project.counting import COUNT_VARIABLE
+from example_project.gateway import GatewayProcess
 
 _ROOT = Path(__file__).resolve().parent.parent
 _START_TIMEOUT = 40.0
@@ -32,15 +33,20 @@ class StageError(RuntimeError):
 
 
 class Stage:
-    """A server in a directory of its own, and ``celery worker`` beside it; a context manager.
+    """A server in a directory of its own, a worker and a gateway beside it; a context manager.
 
-    The worker's output goes to :attr:`worker_log`. After a success everything is removed; after
+    The gateway listens on ``gateway_port``, 0 for any. The worker's output goes to
+    :attr:`worker_log`. After a success everything is removed; after
     a failure the directory stays, to be looked at.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, gateway_port: int = 0) -> None:
+        #: Of the gateway, a URL.
+        self.address = ""
         self.directory = Path(tempfile.mkdtemp(prefix="celery-streams-demo-"))
         self.worker_log = self.directory / "worker.log"
+        self._gateway_port = gateway_port
+        self._gateway: GatewayProcess | None = None
         self._worker: subprocess.Popen[bytes] | None = None
         self._server: redis.Redis | None = None
 
@@ -52,7 +58,10 @@ class Stage:
         os.environ[COUNT_VARIABLE] = "1"
         try:
             self._server = redis.Redis.from_url(resolve(os.environ["EXAMPLE_SERVER"]))
+            log = self.directory / "gateway.log"
+            self._gateway = GatewayProcess(log, _ROOT, self._gateway_port)
             self._start_worker()
+            self.address = self._gateway.wait()
         except BaseException:
             self._stop()
             raise
@@ -81,6 +90,14 @@ class Stage:
         assert self._worker is not None
         return self._worker.pid
 
+    def dead(self) -> str | None:
+        """Which process has ended by itself, if any has."""
+        if self._worker is None or self._worker.poll() is not None:
+            return "worker"
+        if self._gateway is None or self._gateway.process.poll() is not None:
+            return "gateway"
+        return None
+
     def _start_worker(self) -> None:
         command = [
             *(sys.executable, "-m", "celery", "-A", "example_project.app", "worker"),
@@ -104,6 +121,8 @@ class Stage:
             time.sleep(0.05)
 
     def _stop(self) -> None:
+        if self._gateway is not None:
+            self._gateway.stop()
         if self._worker is not None:
             self._worker.terminate()
             try:

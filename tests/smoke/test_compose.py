@@ -10,11 +10,14 @@ import shlex
 import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 import yaml
 
 from tests.servers.children import end, eventually, free_port, spawn
@@ -44,6 +47,7 @@ class Service:
         self._definition = definition
         self._port = port
         self._directory = directory
+        self.http_port = free_port()
         environment = definition.get("environment", {})
         self._env = {
             **os.environ,
@@ -64,7 +68,7 @@ class Service:
         kind, *words = self._definition["healthcheck"]["test"]
         if kind == "CMD-SHELL":
             words = ["sh", "-c", *words]
-        command = self._translated(words)
+        command = self._translated([self._local(word) for word in words])
         check = subprocess.run(
             command, env=self._env, cwd=self._directory, capture_output=True, timeout=60
         )
@@ -75,7 +79,9 @@ class Service:
         return (self._directory / "log").read_text(errors="replace")
 
     def _local(self, text: str) -> str:
-        return text.replace("valkey:6379", f"127.0.0.1:{self._port}")
+        """The addresses of a container, on this machine."""
+        here = text.replace("valkey:6379", f"127.0.0.1:{self._port}")
+        return here.replace("0.0.0.0", "127.0.0.1").replace("8080", str(self.http_port))
 
     def _translated(self, words: list[str]) -> list[str]:
         match words:
@@ -159,6 +165,33 @@ def test_the_worker_becomes_healthy_beside_valkey(
         end(process, patience=20)
 
 
+def test_the_gateway_becomes_healthy_and_asks_for_tokens(
+    compose: dict[str, Any], running_valkey: Service, port: int, tmp_path: Path
+) -> None:
+    """The gateway's command and health check; with Valkey gone it is not healthy any more."""
+    (tmp_path / "gateway").mkdir()
+    definition = compose["services"]["gateway"]
+    service = Service(definition, port, tmp_path / "gateway")
+    assert definition["ports"] == ["8080:8080"]
+    process = service.start()
+    try:
+        eventually(
+            lambda: process.poll() is not None or service.healthy(),
+            "the gateway is healthy",
+            timeout=60,
+            every=0.2,
+        )
+        assert process.poll() is None, service.log
+        stream = f"http://127.0.0.1:{service.http_port}/v1/stream/x"
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(stream, timeout=5)
+        with redis.Redis(port=port) as client:
+            client.shutdown(nosave=True)
+        assert not service.healthy()
+    finally:
+        assert end(process, patience=20) == 0
+
+
 def _instructions() -> list[tuple[str, str]]:
     text = re.sub(r"\\\n\s*", "", (ROOT / "Dockerfile").read_text())
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
@@ -200,6 +233,7 @@ def test_what_the_image_copies_reaches_the_build() -> None:
 
 def test_the_app_named_in_the_file_is_importable(compose: dict[str, Any]) -> None:
     """``-A`` names a module of the example project."""
-    command = compose["services"]["worker"]["command"]
-    assert command[:3] == ["celery", "-A", "example_project.app"]
+    for name in ("worker", "gateway"):
+        command = compose["services"][name]["command"]
+        assert command[:3] == ["celery", "-A", "example_project.app"]
     assert importlib.util.find_spec("example_project.app") is not None

@@ -40,7 +40,7 @@ def test_imports_point_one_way() -> None:
 
 
 def test_the_wheel_carries_scripts_types_and_the_command(tmp_path: Path) -> None:
-    """Every .lua file, py.typed and the entry point are in what users install."""
+    """Every .lua file, the page, py.typed and the entry point are in what users install."""
     pytest.importorskip("hatchling", reason="hatchling is not installed (the `test` extra)")
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
@@ -56,8 +56,13 @@ def test_the_wheel_carries_scripts_types_and_the_command(tmp_path: Path) -> None
     scripts = {
         path.relative_to(ROOT).as_posix() for path in (ROOT / "celery_streams").rglob("*.lua")
     }
+    page = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "celery_streams" / "gateway" / "ui").iterdir()
+    }
     assert scripts
-    assert scripts | {"celery_streams/py.typed"} <= names
+    assert page
+    assert scripts | page | {"celery_streams/py.typed"} <= names
     assert not any(name.startswith(("tests/", "example_project/")) for name in names)
 
 

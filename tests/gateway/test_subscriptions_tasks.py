@@ -1,0 +1,189 @@
+"""Subscriptions whose subscriber is a Celery task, with real workers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, cast
+
+import pytest
+from celery import Celery
+
+from celery_streams import Streams
+from celery_streams.errors import StreamError
+from celery_streams.subscriptions.config import InvalidSubscription
+from celery_streams.subscriptions.store import SubscriptionConflict
+from celery_streams.subscriptions.tasks import HEADER
+from tests.gateway.hooks import CONTROL, eventually, nodes
+from tests.workers import worker
+
+APP = "tests.apps.subscribed_app"
+
+
+@pytest.fixture
+def url(valkey) -> str:
+    valkey.flush()
+    return valkey.url
+
+
+def noted(client):
+    return {key.decode(): int(count) for key, count in client.hgetall("noted").items()}
+
+
+def drive(valkey, task, check, *, pattern="runs/*/default", lease=1.0, copies=1):
+    """Subscribe ``task``, produce chunks, and ``check(running, node, client)``."""
+
+    async def main(running):
+        async with nodes(valkey.url, 2, secret="test secret") as found:
+            for node in found:
+                node.streams._app = running.app
+                await node.ask("GET", f"{CONTROL}/jwks.json")  # its loop has started
+            name = await asyncio.to_thread(
+                lambda: found[0].streams.subscribe(pattern, f"{APP}.{task}", lease=lease)
+            )
+            await check(running, found[1], name, found[0].streams.runtime.link.client)
+
+    with worker(APP, valkey, concurrency=copies) as running:
+        asyncio.run(main(running))
+
+
+def produce(running, count):
+    result = running.app.send_task(f"{APP}.produce", (count,))
+    result.get(timeout=20)
+    return {f"runs/{result.id}/default#{number}": 1 for number in range(count)}
+
+
+def test_success_acknowledges(valkey, url):
+    """Every chunk is processed once, and acknowledged."""
+
+    async def check(running, node, name, client):
+        expected: dict[str, int] = {}
+        for count in (1, 5, 30):
+            expected |= await asyncio.to_thread(produce, running, count)
+        await eventually(lambda: noted(client) == expected, "every chunk once", timeout=20)
+
+        async def settled():
+            acked = await node.acked(name)
+            return sum(acked.values()) == 36
+
+        await eventually(settled, "the acks")
+        assert (await node.describe(name))["status"] == "active"
+
+    drive(valkey, "note", check)
+
+
+def test_failure_is_tried_again_with_pauses(valkey, url):
+    """A failing task is sent again after 1 s, then 2 s."""
+
+    async def check(running, node, name, client):
+        expected = await asyncio.to_thread(produce, running, 3)
+        await eventually(lambda: noted(client) == expected, "the third try", timeout=20)
+        tries = [float(each) for each in client.lrange("tries", 0, -1)]
+        assert len(tries) == 3
+        assert tries[1] - tries[0] > 0.75
+        assert tries[2] - tries[1] > 1.5
+
+        async def settled():
+            return (await node.describe(name))["status"] == "active"
+
+        await eventually(settled, "the end of the failures")
+
+    drive(valkey, "fail_first", check)
+
+
+def test_a_lease_lasts_as_long_as_the_task(valkey, url):
+    """A task longer than its lease is executed once."""
+
+    async def check(running, node, name, client):
+        expected = await asyncio.to_thread(produce, running, 2)
+        await eventually(lambda: noted(client) == expected, "the chunks", timeout=20)
+        await asyncio.sleep(2.5)
+        assert noted(client) == expected
+        assert client.get("slow") == b"1"
+
+    drive(valkey, "slow", check, copies=2)
+
+
+def test_a_worker_that_dies_is_replaced(valkey, url):
+    """The lease runs out and the task is sent again."""
+
+    async def check(running, node, name, client):
+        expected = await asyncio.to_thread(produce, running, 2)
+        await eventually(lambda: noted(client) == expected, "the chunks", timeout=30)
+        assert client.get("deaths") == b"2"
+
+    drive(valkey, "die_first", check)
+
+
+def test_a_message_that_comes_twice_is_executed_once(valkey, url, monkeypatch):
+    """The copy finds the wake taken."""
+
+    async def main(running):
+        sent = []
+        async with nodes(valkey.url, secret="test secret") as (node,):
+            send = running.app.send_task
+
+            def twice(task, args, headers, **options):
+                sent.append(headers)
+                return [send(task, args=args, headers=headers, **options) for _ in range(2)]
+
+            node.streams._app = running.app
+            await node.ask("GET", f"{CONTROL}/jwks.json")
+            monkeypatch.setattr(running.app, "send_task", twice)
+            await asyncio.to_thread(node.streams.subscribe, "runs/*/default", f"{APP}.note")
+            result = send(f"{APP}.produce", (3,))
+            await asyncio.to_thread(result.get, timeout=20)
+            client = node.streams.runtime.link.client
+            await eventually(lambda: len(noted(client)) == 3, "the chunks")
+            await asyncio.to_thread(running.log.wait_for, "is not for this task any more")
+            assert set(noted(client).values()) == {1}
+            assert HEADER in sent[0]
+
+    with worker(APP, valkey, concurrency=2) as running:
+        asyncio.run(main(running))
+
+
+def test_what_was_written_while_no_gateway_ran(valkey, url):
+    """The first gateway finds streams that are newer than the subscription."""
+    with worker(APP, valkey) as running:
+        running.app.conf.update(broker_url=running.broker_url)
+        streams = Streams(running.app, url=url, secret="test secret")
+        before = produce(running, 2)
+        name = streams.subscribe("runs/**", f"{APP}.note")
+        after = produce(running, 3)
+        streams.close()
+
+        async def main():
+            async with nodes(url, secret="test secret") as (node,):
+                node.streams._app = running.app
+                client = node.streams.runtime.link.client
+                await node.acked(name)  # its loop has started
+                await eventually(lambda: noted(client) == after, "the new run's chunks")
+                assert not set(noted(client)) & set(before)
+
+        asyncio.run(main())
+
+
+def test_saying_the_same_again_changes_nothing(url):
+    """subscribe() is idempotent, also within an event loop; another configuration is refused."""
+    streams = Streams(Celery("x", set_as_current=False), url=url, secret="test secret")
+    name = streams.subscribe("a/*", "proj.task")
+    assert streams.subscribe("a/*", "proj.task") == name
+    assert streams.subscribe("b/*", "proj.task") != name
+    with pytest.raises(SubscriptionConflict):
+        streams.subscribe("a/*", "proj.task", queue="other")
+    assert streams.subscribe("a/*", "proj.task", subscription_id="mine") == "mine"
+    assert streams.unsubscribe("mine")
+    assert not streams.unsubscribe("mine")
+    for bad in ({"pattern": "a*"}, {"pattern": None}, {"lease": 0.1}, {"subscription_id": "a/b"}):
+        with pytest.raises(InvalidSubscription):
+            streams.subscribe(**{"pattern": "a/*", "task": "t", **cast("Any", bad)})
+    assert issubclass(InvalidSubscription, StreamError)
+
+    async def within_a_loop():
+        began = time.monotonic()
+        assert streams.subscribe("a/*", "proj.task") == name
+        return time.monotonic() - began
+
+    assert asyncio.run(within_a_loop()) < 5
+    streams.close()
