@@ -70,7 +70,8 @@ class Dispatcher:
                 except Exception:
                     logger.exception("a round of the dispatcher failed")
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), pause)
+                    async with asyncio.timeout(pause):
+                        await self._changed.wait()
                 self._changed.clear()
         finally:
             if self._leading:
