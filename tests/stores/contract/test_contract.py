@@ -284,7 +284,10 @@ def test_deleting_removes_the_stream_and_says_whether_there_was_one(backend: Bac
 
 
 def test_everything_expires_after_the_retention(connect: Connect, place: Place) -> None:
-    """No key is left without an expiry (at most a twentieth longer), whatever was done."""
+    """No key is left without an expiry (at most a twentieth longer), whatever was done.
+
+    The index of all streams goes once none can be left for it to name.
+    """
     backend = connect(retention=100, credentials_ttl=50)
     for number in range(3):
         writer = backend.writer(Slot.run(f"run-{number}"))
@@ -297,7 +300,9 @@ def test_everything_expires_after_the_retention(connect: Connect, place: Place) 
     client = backend.link.client
     keys = list(client.scan_iter("*"))
     assert len(keys) >= 3 * 7
-    assert {key: client.pttl(key) for key in keys if not 0 < client.pttl(key) <= 105_000} == {}
+    longest = {key: 300_000 if b"/index/" in key else 105_000 for key in keys}
+    left = {key: client.pttl(key) for key in keys}
+    assert {key: ms for key, ms in left.items() if not 0 < ms <= longest[key]} == {}
 
 
 def test_a_page_shows_one_moment(backend: Backend) -> None:
