@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import threading
 import time
@@ -286,6 +287,8 @@ def _wait_for_wake(url: str, place: int, board: Board) -> None:
 
 def get_inside(url: str, lease: float, inside: Any, go_on: Any, results: Any) -> None:
     """Get credentials; say when ``initialize`` is reached, and stay in it until told."""
+    # It warns that it took too long, which is what the tests are about.
+    logging.getLogger("celery_streams").setLevel(logging.ERROR)
 
     def wait(slot: Slot) -> None:
         inside.set()
