@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ from celery_streams.gateway.auth import Gate
 from celery_streams.gateway.endpoint import StreamEndpoint
 from celery_streams.gateway.health import Health
 from celery_streams.gateway.hub import Hub
-from celery_streams.gateway.limits import ClientGone, check_request
+from celery_streams.gateway.limits import BodyTooLarge, ClientGone, check_request
 from celery_streams.gateway.metrics import RESOURCE, MeteredStore, Metrics, Sources, StoreCounts
+from celery_streams.gateway.openapi import openapi
 from celery_streams.gateway.problems import Problem
 from celery_streams.gateway.replies import STARTED, Receive, Replies, Scope, Send
 from celery_streams.gateway.runs import RunsEndpoint
@@ -27,7 +29,7 @@ from celery_streams.protocol import ProtocolStore
 logger = logging.getLogger("celery_streams.gateway")
 
 #: Paths of whoever operates the gateway.
-_OPERATIONS = ("/healthz", "/readyz", "/metrics")
+_OPERATIONS = ("/healthz", "/readyz", "/metrics", "/openapi.json")
 
 #: Where the protocol's own paths begin (PROTOCOL 6).
 _CONTROL = f"{STREAM_ROOT}{RESERVED}/"
@@ -81,7 +83,7 @@ class Gateway:
         except ClientGone:
             return
         except Problem as problem:
-            if problem.status == 413:
+            if isinstance(problem, BodyTooLarge) and problem.unread:
                 await self._swallow(receive)
             await self._replies.refuse(scope, send, problem)
         except StoreUnavailable as error:
@@ -157,6 +159,10 @@ class Gateway:
                 await self._health.alive(scope, send)
             case "/readyz":
                 await self._health.ready(scope, send, self._on_this_loop().hub.store)
+            case "/openapi.json":
+                body = json.dumps(openapi(scope.get("root_path", ""))).encode()
+                headers = {"content-type": "application/json", "cache-control": "no-cache"}
+                await self._replies.reply(scope, send, 200, headers, body)
             case _:
                 if not self._settings.gateway_metrics_public:
                     self._gate.require(self._gate.access(scope), "read", RESOURCE)

@@ -37,6 +37,19 @@ class ClientGone(Problem):
         super().__init__(499, "client-gone", "the client has disconnected")
 
 
+class BodyTooLarge(Problem):
+    """The body is larger than the gateway takes; ``unread``: some of it is still to come."""
+
+    def __init__(self, most: int, *, unread: bool) -> None:
+        super().__init__(
+            413,
+            "body-too-large",
+            f"the body is larger than {most} bytes; send it in several requests",
+            headers={"Connection": "close"},  # what is still on its way is not waited for
+        )
+        self.unread = unread
+
+
 def check_request(scope: Mapping[str, Any], settings: StreamsSettings) -> None:
     """Refuse a request (an ASGI ``scope``) that is too large or could mean two things.
 
@@ -140,7 +153,7 @@ async def read_body(
     """
     most = settings.gateway_max_body_bytes
     if content_length is not None and content_length > most:
-        raise _too_large(most)
+        raise BodyTooLarge(most, unread=True)
     try:
         async with asyncio.timeout(settings.gateway_body_timeout):
             return await _received(receive, most)
@@ -161,18 +174,9 @@ async def _received(receive: Receive, most: int) -> bytes:
             raise ClientGone
         body += message.get("body", b"")
         if len(body) > most:
-            raise _too_large(most)
+            raise BodyTooLarge(most, unread=message.get("more_body", False))
         if not message.get("more_body", False):
             return bytes(body)
-
-
-def _too_large(most: int) -> Problem:
-    return Problem(
-        413,
-        "body-too-large",
-        f"the body is larger than {most} bytes; send it in several requests",
-        headers={"Connection": "close"},  # what is still on its way is not waited for
-    )
 
 
 def _bad_path(problem: str) -> Problem:

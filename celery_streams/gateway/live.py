@@ -19,7 +19,7 @@ from celery_streams.gateway.limits import ClientGone
 from celery_streams.gateway.problems import Problem
 from celery_streams.gateway.replies import CUT_OFF, WRITE, Receive, Replies, Scope, Send
 from celery_streams.gateway.targets import Target
-from celery_streams.gateway.topics import Follower, Topic, Write
+from celery_streams.gateway.topics import Follower, Topic, Write, run_state
 from celery_streams.settings import StreamsSettings
 from celery_streams.tokens import Access
 
@@ -93,8 +93,9 @@ class LiveReads:
                 headers["stream-closed"] = "true"
             else:
                 headers["stream-cursor"] = topic.next_cursor(position.cursor)
-            if topic.run_state is not None:
-                headers["stream-run-state"] = topic.run_state
+            state = run_state(topic.slot, head)
+            if state is not None:
+                headers["stream-run-state"] = state
             payloads = [
                 wire.payload_from(e, follower.offset, head.content_type) for e in page.entries
             ]
@@ -115,8 +116,9 @@ class LiveReads:
             headers = {"content-type": "text/event-stream", "cache-control": "no-cache"}
             if not wire.is_text(head.content_type):
                 headers["stream-sse-data-encoding"] = "base64"
-            if topic.run_state is not None:
-                headers["stream-run-state"] = topic.run_state
+            state = run_state(topic.slot, head)
+            if state is not None:
+                headers["stream-run-state"] = state
             headers["x-accel-buffering"] = "no"
             await self._replies.start(scope, send, 200, headers)
             topic.next_cursor(position.cursor)
@@ -209,7 +211,7 @@ class LiveReads:
             cursor=None if closed else topic.next_cursor(),
             up_to_date=at_tail,
             closed=closed,
-            run_state=topic.run_state,
+            run_state=run_state(topic.slot, head),
         )
         return (wire.data_event(payloads, content_type) if payloads else b"") + control, end
 

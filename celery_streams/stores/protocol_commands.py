@@ -47,7 +47,7 @@ class Source:
     offset: int
     content_type: str
     lifetime: Lifetime
-    identity: str | None
+    identity: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +261,7 @@ def _source(slot: Slot, reply: list[Any]) -> Source:
     match reply:
         case [b"OK", offset, _, content_type, ttl, expires, identity]:
             lifetime = Lifetime(int(ttl) if ttl else None, expires.decode() or None)
-            return Source(offset, content_type.decode(), lifetime, identity.decode() or None)
+            return Source(offset, content_type.decode(), lifetime, identity.decode())
         case [b"BEYOND", end]:
             raise BadFork(f"{slot} ends at {end.decode()}; it cannot be forked beyond that")
         case [b"DELETED", _]:
