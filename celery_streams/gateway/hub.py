@@ -25,6 +25,8 @@ logger = logging.getLogger("celery_streams.gateway")
 _TICK = 1.0
 #: Seconds of silence after which a follower gets a sign of life.
 _HEARTBEAT = 15.0
+#: Seconds that a client has to take its last events once its time is over.
+_PATIENCE = 10.0
 #: Heads asked for in one round trip.
 _HEADS = 500
 #: Runs whose end is looked into at the same time.
@@ -135,6 +137,8 @@ class Hub:
                 if now >= follower.deadline:
                     follower.finished = True
                     follower.wake()
+                    if now >= follower.deadline + _PATIENCE:
+                        follower.cut_off()
                 elif now - follower.sent_at >= _HEARTBEAT and not follower.stale:
                     follower.push(wire.HEARTBEAT, follower.offset)
                     follower.sent_at = now

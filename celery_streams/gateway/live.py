@@ -148,7 +148,7 @@ class LiveReads:
         while not follower.gone:
             if page.entries or head.closed is not None or not greeted:
                 frame, end = self._caught_up(topic, follower, page, head)
-                await send({"type": "http.response.body", "body": frame, "more_body": True})
+                await _part(send, follower, frame)
                 follower.offset, follower.sent_at, greeted = end, time.monotonic(), True
             if head.closed is not None and follower.offset >= head.end:
                 return
@@ -170,10 +170,7 @@ class LiveReads:
         """Send what the topic brings; ``True`` once the follower has to read the log."""
         while True:
             if follower.pending:
-                data = follower.take()
-                follower.sending = True
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-                follower.sending = False
+                await _part(send, follower, follower.take())
             elif follower.gone or follower.finished:
                 return False
             elif follower.stale:
@@ -257,6 +254,13 @@ class LiveReads:
         elif head.ttl is not None:
             await self._hub.store.touch(topic.slot, head.ttl)
         return page
+
+
+async def _part(send: Send, follower: Follower, data: bytes) -> None:
+    """Send a part of the answer, for as long as the client takes."""
+    follower.sending = True
+    await send({"type": "http.response.body", "body": data, "more_body": True})
+    follower.sending = False
 
 
 async def _watch(receive: Receive, follower: Follower) -> None:

@@ -113,12 +113,17 @@ class Follower:
         self._frames.append(frame)
         self.size += len(frame)
         self.offset = end
-        if self.sending and self.size > self._topic.hub.buffer and not self.cut:
+        if self.size > self._topic.hub.buffer:
+            self.cut_off()
+        self.wake()
+
+    def cut_off(self) -> None:
+        """End a follower whose client does not take what is being sent to it."""
+        if self.sending and not self.cut:
             self.cut = True
             self._topic.hub.counts.cut += 1
             if self.task is not None:
                 self.task.cancel()
-        self.wake()
 
     @property
     def pending(self) -> bool:

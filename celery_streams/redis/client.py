@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar, cast
 
 import redis
@@ -154,7 +154,7 @@ class AsyncRedisLink:
         self._client: AsyncClient | None = None
         self._pools: dict[str, aioredis.ConnectionPool] = {}
         self._lender = Lender(settings.socket_timeout)
-        self._turns = nullcontext() if connections is None else asyncio.Semaphore(connections)
+        self._turns = None if connections is None else asyncio.Semaphore(connections)
 
     async def call(self, call: Call[T]) -> T:
         """See :meth:`RedisLink.call`."""
@@ -171,7 +171,7 @@ class AsyncRedisLink:
         while hops := sending.hops():
             for pool, group in await self._by_pool(sending, hops):
                 try:
-                    async with self._turns:
+                    async with self._turn():
                         replies = await heeding_cancellation(
                             self._lender.exchange(pool, sending.commands(group))
                         )
@@ -223,6 +223,25 @@ class AsyncRedisLink:
             await pool.aclose()
         if client is not None:
             await client.aclose()
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """One of the round trips that may be under way; waits no longer than for a reply."""
+        if self._turns is None:
+            yield
+            return
+        if self._turns.locked():
+            try:
+                async with asyncio.timeout(self.settings.socket_timeout):
+                    await self._turns.acquire()
+            except TimeoutError:
+                raise rx.TimeoutError("every connection is waiting for a reply") from None
+        else:
+            await self._turns.acquire()
+        try:
+            yield
+        finally:
+            self._turns.release()
 
     async def _by_pool(
         self, sending: Sending[T], hops: list[Hop]
