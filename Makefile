@@ -8,6 +8,8 @@
 #   make bench-gateway  the HTTP gateway beside other servers of its protocol (Linux)
 #   make conformance  the Durable Streams conformance suite (npm) against the gateway
 #   make test-browser  the gateway's page in a real Chromium
+#   make s2-lite      install the S2 server of the tests by cargo (minutes, once)
+#   make test-s2      the tests of the S2 store, on s2-lite
 #   make soak         the fault tests with their full counts, at most 30 minutes
 #   make test-oldest  all tests on the oldest versions that pyproject.toml allows
 #   make clean        remove what the other targets made
@@ -23,6 +25,10 @@ ARGS ?=
 # More processes than cores: most tests wait for servers more than they compute.
 PARALLEL ?= -n 3
 
+# The S2 server of the tests: outside the checkout, because building it takes long.
+S2_LITE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/celery-streams/s2-lite
+S2_LITE_VERSION := 0.43.4
+
 # What the conformance suite's runner (vitest 4) does not start without.
 NODE_MISSING = ! command -v npm >/dev/null \
 	|| ! node -e 'process.exit(+(parseInt(process.versions.node) < 20))'
@@ -33,7 +39,7 @@ TYPED = $(sort $(patsubst %/,%,$(dir $(wildcard \
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: all venv test test-browser lint format demo serve bench bench-gateway conformance soak test-oldest redis-server nodejs chromium clean
+.PHONY: all venv test test-browser test-s2 s2-lite lint format demo serve bench bench-gateway conformance soak test-oldest redis-server nodejs chromium clean
 
 all: lint test
 
@@ -52,6 +58,19 @@ test-browser: venv chromium
 	@if ! command -v chromium >/dev/null; \
 	then echo "test-browser: SKIPPED, because chromium is missing"; \
 	else $(BIN)/python -m pytest tests/browser -n 2 $(ARGS); fi
+
+# The crate s2-lite calls its binary `server`. Without link-time optimization, which takes most of
+# the time and which no test needs.
+s2-lite: $(S2_LITE)/bin/server
+
+$(S2_LITE)/bin/server:
+	@command -v cargo >/dev/null \
+	|| { echo "s2-lite: cargo is missing; install Rust, https://rustup.rs" >&2; exit 1; }
+	CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+		cargo install --locked s2-lite --version $(S2_LITE_VERSION) --root $(S2_LITE)
+
+test-s2: venv s2-lite
+	S2_LITE_ROOT=$(S2_LITE) $(BIN)/python -m pytest tests/s2 -n 2 $(ARGS)
 
 lint: venv
 	$(BIN)/ruff check .

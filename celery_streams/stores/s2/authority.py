@@ -1,0 +1,186 @@
+"""The control plane on S2: makes streams, and access tokens that hold for one of them."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from celery_streams.contracts import JSON, Credentials
+from celery_streams.errors import ConfigurationError, StoreUnavailable, StreamError
+from celery_streams.settings import StreamsSettings
+from celery_streams.slots import Slot
+from celery_streams.stores.s2.address import S2Address, stream_name, token_prefix
+from celery_streams.stores.s2.asynchronous import last_known
+from celery_streams.stores.s2.client import Clients, check_environment, translating
+from celery_streams.stores.s2.loop import LoopThread
+from celery_streams.stores.s2.state import State, end_of, headers_of, timestamp_of
+
+if TYPE_CHECKING:
+    from s2_sdk import S2Stream, StreamConfig
+
+#: Times in a row that others may open a stream while this process does.
+_MOST_RACES = 5
+
+
+class S2Authority:
+    """Implements :class:`~celery_streams.contracts.Authority` with the address's token.
+
+    That token must be allowed to create streams, to append and read, and to issue, list and
+    revoke access tokens. What it mints may append to and read one stream (reading its own
+    stream is how a writer learns what others have written there), and nothing else. Such a
+    token names its stream in full: S2's automatic prefix is for tokens that hold for all names
+    that begin alike, and would let ``a`` write to ``ab``.
+
+    With ``skip_access_tokens`` (s2-lite has none) credentials hold no secret; the stream is
+    made all the same.
+
+    Thread-safe, and usable in a forked child.
+    """
+
+    def __init__(self, address: S2Address, settings: StreamsSettings) -> None:
+        check_environment()
+        if not address.token and not address.skip_access_tokens:
+            raise ConfigurationError(
+                f"minting access tokens for {address} needs one that may: set S2_ACCESS_TOKEN"
+            )
+        self._address = address
+        self._settings = settings
+        self._thread = LoopThread()
+        self._clients: tuple[asyncio.AbstractEventLoop, Clients] | None = None
+
+    def initialize(self, slot: Slot, *, content_type: str = JSON) -> Credentials:
+        """Make the stream if there is none, and mint credentials for ``credentials_ttl``.
+
+        Raises:
+            ConfigurationError: the stream exists with another content type.
+            StoreUnavailable: S2 cannot be reached, or wants to be asked later.
+        """
+        return self._thread.run(self._initialize(slot, content_type))
+
+    def revoke(self, slot: Slot) -> int:
+        """Withdraw every access token for ``slot``; returns how many there were."""
+        if self._address.skip_access_tokens:
+            return 0
+        return self._thread.run(self._revoke(slot))
+
+    def shut(self) -> None:
+        """Close the connections, and end the event loop."""
+
+        async def run() -> None:
+            await self._here().close()
+
+        self._thread.run(run())
+        self._thread.stop()
+
+    async def _initialize(self, slot: Slot, content_type: str) -> Credentials:
+        name = stream_name(self._settings.prefix, slot)
+        basin = self._here().basin(self._address.token)
+        with translating(slot):
+            await basin.ensure_stream(name, config=self._config())
+        await self._open(slot, basin.stream(name), content_type)
+        return await self._mint(slot, name)
+
+    async def _open(self, slot: Slot, stream: S2Stream, content_type: str) -> None:
+        """See that the stream has a state, and this content type."""
+        from s2_sdk import (
+            AppendInput,
+            Record,
+            SeqNumMismatchError,
+        )
+
+        for _ in range(_MOST_RACES):
+            with translating(slot):
+                known, tail = await last_known(stream)
+            if known is not None:
+                _check_type(slot, known.state.content_type, content_type)
+                return
+            if tail is None:
+                raise StreamError(f"the S2 stream of {slot} was made by something else")
+            # Empty: new, or everything has expired. Offsets go on where they were.
+            end = end_of(tail.timestamp)
+            state = State(
+                secrets.token_hex(6),
+                content_type,
+                int(time.time()),
+                first=end,
+                first_seq=tail.seq_num,
+            )
+            record = Record(b"", headers_of(0, state, slot.owner), timestamp_of(end))
+            with translating(slot):
+                try:
+                    await stream.append(AppendInput([record], match_seq_num=tail.seq_num))
+                except SeqNumMismatchError:
+                    continue
+            return
+        raise StoreUnavailable(f"others opened {slot} {_MOST_RACES} times in a row")
+
+    async def _mint(self, slot: Slot, name: str) -> Credentials:
+        from s2_sdk import AccessTokenScope, ExactMatch, Operation
+
+        mint_id = secrets.token_hex(6)
+        expires_at = time.time() + self._settings.credentials_ttl
+        if self._address.skip_access_tokens:
+            return Credentials(slot, mint_id, self._address.token or "none", expires_at)
+        operations = [Operation.APPEND, Operation.READ]
+        if self._settings.max_chunks:
+            operations.append(Operation.TRIM)
+        with translating(slot):
+            token = (
+                await self._here()
+                .account(self._address.token)
+                .issue_access_token(
+                    token_prefix(name) + mint_id,
+                    scope=AccessTokenScope(
+                        basins=ExactMatch(self._address.basin),
+                        streams=ExactMatch(name),
+                        ops=operations,
+                    ),
+                    expires_at=datetime.fromtimestamp(expires_at, UTC),
+                )
+            )
+        return Credentials(slot, mint_id, token, expires_at)
+
+    async def _revoke(self, slot: Slot) -> int:
+        from s2_sdk import S2ServerError
+
+        account = self._here().account(self._address.token)
+        prefix = token_prefix(stream_name(self._settings.prefix, slot))
+        count = 0
+        with translating(slot):
+            found = [info.id async for info in account.list_all_access_tokens(prefix=prefix)]
+            for token_id in found:
+                try:
+                    await account.revoke_access_token(token_id)
+                except S2ServerError as error:
+                    if error.status_code != 404:
+                        raise
+                else:
+                    count += 1
+        return count
+
+    def _config(self) -> StreamConfig:
+        from s2_sdk import StreamConfig, Timestamping, TimestampingMode
+
+        kept = max(1, round(max(self._settings.retention, self._settings.credentials_ttl)))
+        return StreamConfig(
+            retention_policy=max(1, round(self._settings.retention)),
+            timestamping=Timestamping(mode=TimestampingMode.CLIENT_REQUIRE, uncapped=True),
+            delete_on_empty_min_age=kept,
+        )
+
+    def _here(self) -> Clients:
+        loop = asyncio.get_running_loop()
+        if self._clients is None or self._clients[0] is not loop:
+            self._clients = (loop, Clients(self._address, self._settings))
+        return self._clients[1]
+
+
+def _check_type(slot: Slot, existing: str, content_type: str) -> None:
+    if existing != content_type:
+        raise ConfigurationError(
+            f"stream {slot} has the content type {existing!r}, so it cannot be opened as "
+            f"{content_type!r}; write {existing!r} to it, or choose another key"
+        )

@@ -1,0 +1,78 @@
+"""The one thread of a process on which S2's event loop runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import weakref
+from collections.abc import Coroutine
+from concurrent.futures import CancelledError
+from typing import Any, TypeVar
+
+from celery_streams.errors import StoreUnavailable
+
+T = TypeVar("T")
+
+
+class LoopThread:
+    """Runs coroutines for threads that have no event loop. Starts at its first use.
+
+    Belongs to the process that started it: a forked child finds it not started. The thread is
+    a daemon; at exit what is still running is abandoned, so whoever must not lose anything
+    waits for it before.
+    """
+
+    def __init__(self) -> None:
+        self._after_fork()
+        _after_fork_in_child(self)
+
+    def _after_fork(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """The coroutine's result. If the caller is interrupted, the coroutine is cancelled."""
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._running())
+        try:
+            return future.result()
+        except CancelledError:
+            raise StoreUnavailable("the connection to S2 was closed meanwhile") from None
+        except BaseException:
+            future.cancel()
+            raise
+
+    def stop(self) -> None:
+        """End the loop, if it runs here; the next use starts another."""
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.call_soon_threadsafe(loop.stop)
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None:
+                self._loop = loop = asyncio.new_event_loop()
+                threading.Thread(
+                    target=_run, args=(loop,), name="celery-streams-s2", daemon=True
+                ).start()
+            return self._loop
+
+
+def _after_fork_in_child(thread: LoopThread) -> None:
+    if not hasattr(os, "register_at_fork"):
+        return
+    reference = weakref.ref(thread)
+
+    def forget() -> None:
+        if (still_there := reference()) is not None:
+            still_there._after_fork()
+
+    os.register_at_fork(after_in_child=forget)
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
