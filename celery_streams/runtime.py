@@ -132,6 +132,9 @@ class Runtime:
         loop = asyncio.get_running_loop()
         store = self._async_stores.get(loop)
         if store is None:
+            # A store's connections hold on to their loop: this is where closed ones are let go.
+            for closed in [each for each in self._async_stores if each.is_closed()]:
+                del self._async_stores[closed]
             link = AsyncRedisLink(self._address, self.settings)
             store = AsyncRedisStore(link, self.layout, self.settings)
             self._async_stores[loop] = store

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
-from contextlib import suppress
 from typing import Any
 
 from celery_streams.contracts import JSON, Credentials
-from celery_streams.errors import ConfigurationError, RunFinished, StoreUnavailable
+from celery_streams.errors import ConfigurationError, RunFinished, StreamError
 from celery_streams.redis import recording
 from celery_streams.redis.client import Call, RedisLink
 from celery_streams.redis.layout import Layout
 from celery_streams.redis.scripts import load_script
 from celery_streams.settings import StreamsSettings
 from celery_streams.slots import Scope, Slot
+
+logger = logging.getLogger("celery_streams.credentials")
 
 _PACKAGE = "celery_streams.credentials"
 
@@ -57,10 +59,12 @@ class RedisAuthority:
             self._initialize(credentials, content_type),
         ]
         recorded, initialized = self._link.call_many(calls)
-        for result in (initialized, recorded):
-            if isinstance(result, Exception):
-                raise result
-        if recording.sample_due():
+        if isinstance(initialized, Exception):
+            raise initialized
+        if isinstance(recorded, StreamError):
+            # Its entry in the index is for lists and patterns; its chunks do not need it.
+            logger.warning("%s is missing in the index of streams: %s", slot, recorded)
+        elif recording.sample_due():
             self._tidy(slot.scope)
         return credentials
 
@@ -73,13 +77,15 @@ class RedisAuthority:
         return self._link.call(Call(script, (self._layout.meta(slot),), (), int))
 
     def _tidy(self, scope: Scope) -> None:
-        """Look for index entries of streams that exist no longer; that may fail."""
-        with suppress(StoreUnavailable):
+        """Drop index entries of streams that exist no longer; nothing depends on that."""
+        try:
             found = self._link.call(recording.sample(self._layout, scope))
             calls = [recording.exists(self._layout, slot) for slot, _ in found]
             alive = self._link.call_many(calls)
-        if dead := recording.dead(found, alive):
-            self._link.call(recording.drop(self._layout, scope, dead))
+            if dead := recording.dead(found, alive):
+                self._link.call(recording.drop(self._layout, scope, dead))
+        except StreamError as error:
+            logger.info("the index of streams could not be tidied: %s", error)
 
     def _initialize(self, credentials: Credentials, content_type: str) -> Call[None]:
         slot, layout = credentials.slot, self._layout
