@@ -164,12 +164,17 @@ streams.add_command(serve)
 streams.add_command(token)
 
 
+#: Characters of a progress bar.
+_BAR = 40
+
+
 class Printer:
     """Chunks on standard output: text as it is, the rest as JSON on lines of its own."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
         self._in_line = False
+        self._bars = not as_json and sys.stdout.isatty()
 
     def __call__(self, chunk: Any) -> None:
         """Print one chunk, at once."""
@@ -181,6 +186,9 @@ class Printer:
             click.echo(chunk, nl=False)
             if chunk:
                 self._in_line = not chunk.endswith("\n")
+        elif self._bars and (bar := _bar(chunk)):
+            click.echo(f"\r\x1b[K{bar}", nl=False)
+            self._in_line = True
         else:
             self.end_line()
             click.echo(json.dumps(chunk, ensure_ascii=False, default=_bytes_as_text))
@@ -190,6 +198,17 @@ class Printer:
         if self._in_line:
             click.echo()
             self._in_line = False
+
+
+def _bar(chunk: Any) -> str | None:
+    """A chunk that says how far something is, ``{"done": 3, "total": 7}``, as a progress bar."""
+    if not isinstance(chunk, dict):
+        return None
+    done, total = chunk.get("done"), chunk.get("total", chunk.get("of"))
+    if not isinstance(done, (int, float)) or not isinstance(total, (int, float)) or total <= 0:
+        return None
+    filled = round(_BAR * min(max(done / total, 0.0), 1.0))
+    return f"[{'#' * filled}{'.' * (_BAR - filled)}] {done}/{total}"
 
 
 def _bytes_as_text(value: object) -> str:

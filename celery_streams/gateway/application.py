@@ -83,7 +83,9 @@ class Gateway:
         except ClientGone:
             return
         except Problem as problem:
-            if isinstance(problem, BodyTooLarge) and problem.unread:
+            # A client that asks first hears no before it sends anything.
+            asked = any(name == b"expect" for name, _ in scope["headers"])
+            if isinstance(problem, BodyTooLarge) and problem.unread and not asked:
                 await self._swallow(receive)
             await self._replies.refuse(scope, send, problem)
         except StoreUnavailable as error:

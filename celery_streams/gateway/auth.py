@@ -41,6 +41,8 @@ _BY_LOOKS = re.compile(
     re.IGNORECASE,
 )
 _HIDDEN = "[hidden]"
+#: Loggers that servers write requests to.
+_ACCESS_LOGS = ("uvicorn.access", "uvicorn.error", "hypercorn.access", "daphne.access")
 
 
 class Gate:
@@ -56,6 +58,11 @@ class Gate:
 
     def __init__(self, settings: StreamsSettings, *, insecure: bool) -> None:
         self._tokens: Tokens | None = None
+        # Whichever server the gateway runs under, mounted or not.
+        for name in _ACCESS_LOGS:
+            access_log = logging.getLogger(name)
+            if not any(isinstance(each, RedactTokens) for each in access_log.filters):
+                access_log.addFilter(RedactTokens())
         if insecure:
             logger.warning("insecure: whoever can connect can read, write and delete every stream")
             return

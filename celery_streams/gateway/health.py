@@ -13,6 +13,8 @@ from celery_streams.slots import Slot
 
 #: Seconds in which the store must answer: less than the usual patience of whoever asks.
 READY_TIMEOUT = 2.0
+#: Seconds after which to ask again.
+_RETRY_AFTER = "2"
 #: A stream that is never there, to ask the store for.
 _NOWHERE = Slot.path("__ready")
 _HEADERS = {"content-type": "application/json", "cache-control": "no-store"}
@@ -61,9 +63,17 @@ async def _check(store: ProtocolStore) -> None:
             head = (await store.heads([_NOWHERE]))[0]
     except TimeoutError:
         raise Problem(
-            503, "store-unavailable", f"the store has not answered within {READY_TIMEOUT:g} s"
+            503,
+            "store-unavailable",
+            f"the store has not answered within {READY_TIMEOUT:g} s",
+            headers={"retry-after": _RETRY_AFTER},
         ) from None
     except StoreUnavailable:
         head = StoreUnavailable()
     if isinstance(head, StoreUnavailable):
-        raise Problem(503, "store-unavailable", "the store cannot be reached")
+        raise Problem(
+            503,
+            "store-unavailable",
+            "the store cannot be reached",
+            headers={"retry-after": _RETRY_AFTER},
+        )

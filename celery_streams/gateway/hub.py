@@ -22,7 +22,7 @@ from celery_streams.slots import Slot
 logger = logging.getLogger("celery_streams.gateway")
 
 #: Seconds between the hub's rounds.
-_TICK = 1.0
+_TICK = 0.25
 #: Seconds of silence after which a follower gets a sign of life.
 _HEARTBEAT = 15.0
 #: Seconds that a client has to take its last events once its time is over.
@@ -121,9 +121,9 @@ class Hub:
             try:
                 now = time.monotonic()
                 self._pulse(now)
-                await self._look(now)
                 for topic in list(self.topics.values()):
                     await topic.keep_alive(now)
+                await self._look(now)
             except StoreUnavailable as error:
                 logger.info("cannot look at idle streams: %s", error)
             except Exception:

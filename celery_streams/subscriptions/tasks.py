@@ -61,8 +61,15 @@ class WakeTask:
             given = request.headers.get(HEADER)
         if not isinstance(given, dict):
             return None
-        wake = Wake(given["subscription_id"], given["wake_id"], given["generation"])
-        acks = {each["path"]: int(each["tail_offset"]) for each in request.args[0]["streams"]}
+        try:
+            wake = Wake(given["subscription_id"], given["wake_id"], given["generation"])
+            acks = {each["path"]: int(each["tail_offset"]) for each in request.args[0]["streams"]}
+        except (LookupError, TypeError, ValueError) as error:
+            logger.warning(
+                "the header %s of a task cannot be read (%r); it runs as an ordinary task",
+                HEADER, error,
+            )  # fmt: skip
+            return None
         link, layout = connect()
         return cls(wake, acks, link, SubscriptionCommands(layout))
 

@@ -179,7 +179,10 @@ class Lifecycle:
         token = getattr(task.request, "_celery_streams_token", None)
         wake: WakeTask | None = getattr(task.request, "_celery_streams_wake", None)
         if wake is not None:
-            wake.finish(state)
+            try:
+                wake.finish(state)
+            except Exception:
+                logger.exception("could not end the wake of %s[%s]", task.name, task_id)
         attempt = running.get()
         if token is None or attempt is None or not self._mine(task):
             return

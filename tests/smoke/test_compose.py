@@ -172,7 +172,7 @@ def test_the_gateway_becomes_healthy_and_asks_for_tokens(
     (tmp_path / "gateway").mkdir()
     definition = compose["services"]["gateway"]
     service = Service(definition, port, tmp_path / "gateway")
-    assert definition["ports"] == ["8080:8080"]
+    assert definition["ports"] == ["127.0.0.1:8080:8080"]
     process = service.start()
     try:
         eventually(
