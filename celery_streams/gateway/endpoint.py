@@ -11,7 +11,7 @@ from celery_streams.gateway import wire
 from celery_streams.gateway.auth import Gate
 from celery_streams.gateway.hub import Hub
 from celery_streams.gateway.limits import content_length, read_body
-from celery_streams.gateway.live import LiveReads, Position
+from celery_streams.gateway.live import LiveReads, Position, check_offset
 from celery_streams.gateway.problems import Problem
 from celery_streams.gateway.replies import Receive, Replies, Scope, Send
 from celery_streams.gateway.requests import parse_creation, parse_post
@@ -128,7 +128,7 @@ class StreamEndpoint:
             headers = {}
         head = page.head
         if head is None:
-            head = await self._missing(target, offset)
+            head = await self._live.missing(target, offset)
         check_offset(offset, head)
         if head.ttl is not None:
             await self._store.touch(target.slot, head.ttl)
@@ -170,12 +170,6 @@ class StreamEndpoint:
         if isinstance(head, Exception):
             raise head
         return head
-
-    async def _missing(self, target: Target, offset: int) -> Head:
-        """What a reader is told of a stream that does not exist."""
-        if offset > 0:
-            raise StreamNotFound(f"there is no stream {target.path}: it has expired")
-        return await self._live.missing(target)
 
     # Writes
 
@@ -251,15 +245,6 @@ def described(head: Head, end: int, *, at_tail: bool) -> dict[str, str]:
     if state is not None:
         headers["stream-run-state"] = state
     return headers
-
-
-def check_offset(offset: int, head: Head) -> None:
-    """Refuse an offset that this stream has not given out."""
-    if offset > head.end:
-        raise Problem(
-            400, "invalid-offset",
-            f"the stream ends at {wire.offset_token(head.end)}; the offset lies beyond that",
-        )  # fmt: skip
 
 
 def as_problem(error: Exception) -> Problem:

@@ -48,13 +48,14 @@ class LiveReads:
         self._replies = replies
         self._settings = settings
 
-    async def missing(self, target: Target) -> Head:
+    async def missing(self, target: Target, offset: int) -> Head:
         """The head of a stream that does not exist: empty, if its task may yet open it.
 
         Raises:
-            StreamNotFound: nobody but a client creates such a stream.
+            StreamNotFound: nobody but a client creates such a stream, or somebody who stands at
+                ``offset`` has read of it already.
         """
-        if not target.awaited:
+        if not target.awaited or offset > 0:
             raise StreamNotFound(f"there is no stream {target.path}, or it has expired")
         state = await self._hub.over(target.slot)
         return Head(target.slot, 0, closed=state, content_type=JSON, run_state=state)
@@ -68,7 +69,7 @@ class LiveReads:
         async with self._following(receive, position, wait) as (topic, follower, page):
             version = follower.version
             while True:
-                head = page.head or await self.missing(target)
+                head = page.head or await self.missing(target, follower.offset)
                 end = page.entries[-1].end if page.entries else follower.offset
                 over = head.closed is not None and end >= head.end
                 if page.entries or over or follower.finished:
@@ -108,7 +109,7 @@ class LiveReads:
         write = scope.get(WRITE)
         following = self._following(receive, position, lifetime, write)
         async with following as (topic, follower, page):
-            head = page.head or await self.missing(position.target)
+            head = page.head or await self.missing(position.target, follower.offset)
             if position.resumed and head.closed is not None and follower.offset >= head.end:
                 # The only answer that keeps an EventSource from coming back for ever.
                 await self._replies.reply(scope, send, 204, {"stream-closed": "true"})
@@ -185,9 +186,7 @@ class LiveReads:
         while not (follower.gone or follower.finished):
             try:
                 page = await topic.read(follower.offset)
-                if page.head is None and follower.offset > 0:
-                    return None
-                return page, page.head or await self.missing(target)
+                return page, page.head or await self.missing(target, follower.offset)
             except StoreUnavailable:
                 await asyncio.sleep(_PAUSE * random.uniform(0.5, 1.5))
             except (OffsetGone, StreamNotFound):
@@ -243,17 +242,20 @@ class LiveReads:
             page = await topic.read(offset)
         head = page.head
         if head is None:
-            if follower.offset > 0:
-                raise StreamNotFound(f"there is no stream {position.target.path}: it has expired")
-            await self.missing(position.target)
-        elif follower.offset > head.end:
-            raise Problem(
-                400, "invalid-offset",
-                f"the stream ends at {wire.offset_token(head.end)}; the offset lies beyond that",
-            )  # fmt: skip
-        elif head.ttl is not None:
+            return Page((), await self.missing(position.target, follower.offset))
+        check_offset(follower.offset, head)
+        if head.ttl is not None:
             await self._hub.store.touch(topic.slot, head.ttl)
         return page
+
+
+def check_offset(offset: int, head: Head) -> None:
+    """Refuse an offset that this stream has not given out."""
+    if offset > head.end:
+        raise Problem(
+            400, "invalid-offset",
+            f"the stream ends at {wire.offset_token(head.end)}; the offset lies beyond that",
+        )  # fmt: skip
 
 
 async def _part(send: Send, follower: Follower, data: bytes) -> None:

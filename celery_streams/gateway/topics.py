@@ -261,7 +261,7 @@ class Topic:
         follower.stale = follower.offset < self._tail
 
     def announce(self, head: Head) -> None:
-        """What a look at the stream's head has shown; says whether anybody is behind it."""
+        """What a look at the stream's head has shown: whoever is behind it reads the log."""
         known = self.head
         self._observe(head)
         for follower in self.followers:
@@ -312,7 +312,8 @@ class Topic:
                 behind.append(follower)
         self.hub.counts.delivered += delivered
         self.hub.counts.bytes += delivered * len(frame)
-        self._unsettle(behind)
+        if behind:
+            self._unsettle(behind)
 
     def _deliver_end(self, end: int, state: str) -> None:
         self.version += 1
