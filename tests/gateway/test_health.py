@@ -154,15 +154,20 @@ def test_metrics_count_what_has_happened(valkey: ValkeyProcess) -> None:
         reads = [
             asyncio.create_task(ask(app, "GET", f"{path}?live=sse&offset=-1")) for _ in range(2)
         ]
-        async with asyncio.timeout(10):
-            while True:
-                during = _samples((await ask(app, "GET", "/metrics")).body.decode())
-                if during["subscribers",] == 2:
-                    break
+
+        async def until(name: str, value: float) -> dict[tuple[str, ...], float]:
+            async with asyncio.timeout(10):
+                while True:
+                    seen = _samples((await ask(app, "GET", "/metrics")).body.decode())
+                    if seen[name,] == value:
+                        return seen
+
+        during = await until("subscribers", 2)
         assert during["streams",] == 1
         assert during["redis_connections",] >= 1
         for _ in range(5):
             await ask(app, "POST", path, b'"hello"', content_type="application/json")
+        await until("deliveries_total", 10)
         await ask(app, "BREW", path)
         app.drain()
         bodies = [(await read).body for read in reads]
