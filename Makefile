@@ -23,7 +23,7 @@ TOPIC ?= json.dumps
 PORT ?= 8080
 ARGS ?=
 # More processes than cores: most tests wait for servers more than they compute.
-PARALLEL ?= -n 3
+PARALLEL ?= -n 5
 
 # The S2 server of the tests: outside the checkout, because building it takes long.
 S2_LITE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/celery-streams/s2-lite

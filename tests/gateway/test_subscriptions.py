@@ -102,6 +102,11 @@ def test_existing_streams_are_linked_at_their_tails(url):
             await b.put("events/new", 1, 2)
             await b.post("events/old", 4)
             await eventually(lambda: events(a), "a wake")
+
+            async def both():
+                return len(await b.acked("s")) == 2
+
+            await eventually(both, "the link to the new stream")
             claim = await b.act("s", "claim", worker="w")
             assert claim.status == 200
             streams = {each["path"]: each for each in claim.document["streams"]}
