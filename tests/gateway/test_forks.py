@@ -166,6 +166,7 @@ def test_a_source_that_is_trimmed_while_it_is_copied(valkey: ValkeyProcess, name
         assert numbers == list(range(int(earliest), 1500))
 
 
+@pytest.mark.soak
 def test_two_gateways_that_make_the_same_fork(
     valkey: ValkeyProcess, gateway: Gateway, name: str, times: Callable[[int, int], int]
 ) -> None:

@@ -46,6 +46,7 @@ async def everybody(followers: list[Follower], count: int, timeout: float = 60) 
         assert each.values == list(range(count))
 
 
+@pytest.mark.soak
 async def test_chunks_written_while_somebody_subscribes_arrive(
     gateway: Gateway, times: Times
 ) -> None:
@@ -62,6 +63,7 @@ async def test_chunks_written_while_somebody_subscribes_arrive(
             assert sorted(one.values) == list(range(8))
 
 
+@pytest.mark.soak
 async def test_a_cut_feed_connection_loses_nothing(valkey: ValkeyProcess, times: Times) -> None:
     """A cut feed connection loses nothing."""
     path, total, at = f"/v1/stream/cut/{time.time_ns()}", 0, random.Random(4711)
@@ -84,6 +86,7 @@ async def test_a_cut_feed_connection_loses_nothing(valkey: ValkeyProcess, times:
                 assert each.clean
 
 
+@pytest.mark.soak
 async def test_a_killed_subscription_connection_is_replaced(
     valkey: ValkeyProcess, gateway: Gateway, times: Times
 ) -> None:
@@ -332,6 +335,7 @@ async def test_an_empty_stream_that_expires_ends_its_readers(gateway: Gateway) -
     assert "Traceback" not in gateway.log.text
 
 
+@pytest.mark.soak
 async def test_a_slow_feed_confuses_no_one(valkey: ValkeyProcess, times: Times) -> None:
     """Readers that come and go while each message takes its time to Redis and back."""
     path, total = f"/v1/stream/sessions/slow-{time.time_ns()}", 0

@@ -49,6 +49,7 @@ def produce(
     return gateway.request("POST", path, body, headers)
 
 
+@pytest.mark.soak
 def test_an_answer_that_is_lost(valkey: ValkeyProcess, path: str, times: Times) -> None:
     """The store has applied it, the gateway cannot know: the client sends it again."""
     lost, count = 0, times(5, 200)
