@@ -127,10 +127,14 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Entries in order, and the head as of the same moment (``None``: no such stream yet)."""
+    """Entries in order, and the head as of the same moment (``None``: no such stream yet).
+
+    ``run_state`` is what the head would say of the stream's run, if there is no head.
+    """
 
     entries: Sequence[Entry]
     head: Head | None
+    run_state: str | None = field(default=None, compare=False)
 
 
 @runtime_checkable

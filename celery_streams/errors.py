@@ -61,7 +61,14 @@ class StreamFenced(StreamError):
 
 
 class StreamNotFound(StreamError, LookupError):
-    """No such run or stream (or it has expired)."""
+    """No such run or stream (or it has expired).
+
+    ``run_state`` is how the stream's run is doing, of a run whose stream may yet be opened.
+    """
+
+    def __init__(self, message: str, *, run_state: str | None = None) -> None:
+        super().__init__(message)
+        self.run_state = run_state
 
 
 class OffsetGone(StreamError, LookupError):

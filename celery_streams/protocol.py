@@ -144,8 +144,19 @@ class Deleted:
     """A live event: the stream was deleted."""
 
 
+@dataclass(frozen=True, slots=True)
+class RunStateChanged:
+    """A live event: how the stream's run is doing now, in its attempt number ``epoch``.
+
+    A run that is over has ended its streams: that is :class:`Ended`.
+    """
+
+    epoch: int
+    state: str
+
+
 #: A live event; ``None`` says that something may have been missed: look at the log.
-LiveEvent = Entry | Ended | Deleted | None
+LiveEvent = Entry | Ended | Deleted | RunStateChanged | None
 Deliver = Callable[[LiveEvent], None]
 
 

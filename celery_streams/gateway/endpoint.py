@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import parse_qsl, quote, unquote
 
-from celery_streams.contracts import JSON, Head, Page
+from celery_streams.contracts import JSON, Head
 from celery_streams.errors import OffsetGone, RunFinished, StoreUnavailable, StreamNotFound
 from celery_streams.gateway import wire
 from celery_streams.gateway.auth import Gate
@@ -15,8 +15,9 @@ from celery_streams.gateway.live import LiveReads, Position, check_offset
 from celery_streams.gateway.problems import Problem
 from celery_streams.gateway.replies import Receive, Replies, Scope, Send
 from celery_streams.gateway.requests import parse_creation, parse_post
+from celery_streams.gateway.run_states import run_state
 from celery_streams.gateway.targets import STREAM_ROOT, Target, parse_reference, parse_target
-from celery_streams.gateway.topics import run_state
+from celery_streams.gateway.topics import look
 from celery_streams.protocol import (
     AlreadyClosed,
     BadEpoch,
@@ -120,7 +121,7 @@ class StreamEndpoint:
 
     async def _catch_up(self, scope: Scope, send: Send, target: Target, offset: int | str) -> None:
         if isinstance(offset, str):
-            page = Page((), await self._found(target))
+            page = await look(self._store, target.slot)
             offset = page.head.end if page.head else 0
             headers = {"cache-control": "no-store"}
         else:
@@ -128,7 +129,7 @@ class StreamEndpoint:
             headers = {}
         head = page.head
         if head is None:
-            head = await self._live.missing(target, offset)
+            head = await self._live.missing(target, offset, page.run_state)
         check_offset(offset, head)
         if head.ttl is not None:
             await self._store.touch(target.slot, head.ttl)
@@ -152,9 +153,8 @@ class StreamEndpoint:
         await self._replies.reply(scope, send, 200, headers, body)
 
     async def _head(self, scope: Scope, send: Send, target: Target) -> None:
-        head = await self._found(target)
-        if head is None:
-            raise StreamNotFound(f"there is no stream {target.path}, or it has expired")
+        page = await look(self._store, target.slot)
+        head = page.head or await self._live.missing(target, 0, page.run_state)
         headers = described(head, head.end, at_tail=True)
         headers.pop("stream-up-to-date", None)
         if head.ttl is not None:
@@ -162,14 +162,6 @@ class StreamEndpoint:
         if head.expires_at is not None:
             headers["stream-expires-at"] = head.expires_at
         await self._replies.reply(scope, send, 200, {**headers, "cache-control": "no-store"})
-
-    async def _found(self, target: Target) -> Head | None:
-        head = (await self._store.heads([target.slot]))[0]
-        if isinstance(head, StreamNotFound):
-            return None
-        if isinstance(head, Exception):
-            raise head
-        return head
 
     # Writes
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 
 from celery_streams.contracts import Head
-from celery_streams.errors import StoreUnavailable, StreamError
+from celery_streams.errors import StoreUnavailable, StreamError, StreamNotFound
 from celery_streams.gateway import wire
 from celery_streams.gateway.topics import Counts, Topic
 from celery_streams.protocol import Feed, ProtocolStore
@@ -144,15 +144,22 @@ class Hub:
                     follower.sent_at = now
 
     async def _look(self, now: float) -> None:
-        """Compare silent topics with their streams."""
-        silent = [t for t in self.topics.values() if now - t.heard_at >= self._recheck]
+        """Compare silent topics with their streams, and those that say odd things."""
+        before = now - self._recheck
+        silent = [
+            topic
+            for topic in self.topics.values()
+            if topic.heard_at <= before or (topic.doubtful and topic.looked_at <= before)
+        ]
         for at in range(0, len(silent), _HEADS):
             batch = silent[at : at + _HEADS]
             heads = await self.store.heads([topic.slot for topic in batch])
             for topic, head in zip(batch, heads, strict=True):
-                topic.heard_at = now
+                topic.heard_at = topic.looked_at = now
                 if isinstance(head, Head):
                     topic.announce(head)
+                elif isinstance(head, StreamNotFound):
+                    topic.announce_missing(head.run_state)
                 elif topic.head is not None and isinstance(head, StreamError):
                     topic.deliver(None)  # reading will say what is wrong
                 self._suspect(topic, head)

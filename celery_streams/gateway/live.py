@@ -14,12 +14,14 @@ from celery_streams.contracts import JSON, Head, Page
 from celery_streams.errors import OffsetGone, StoreUnavailable, StreamNotFound
 from celery_streams.gateway import wire
 from celery_streams.gateway.auth import ConnectionLimit
+from celery_streams.gateway.followers import Follower, Write
 from celery_streams.gateway.hub import Hub
 from celery_streams.gateway.limits import ClientGone
 from celery_streams.gateway.problems import Problem
 from celery_streams.gateway.replies import CUT_OFF, WRITE, Receive, Replies, Scope, Send
+from celery_streams.gateway.run_states import run_state
 from celery_streams.gateway.targets import Target
-from celery_streams.gateway.topics import Follower, Topic, Write, run_state
+from celery_streams.gateway.topics import Topic
 from celery_streams.settings import StreamsSettings
 from celery_streams.tokens import Access
 
@@ -48,8 +50,10 @@ class LiveReads:
         self._replies = replies
         self._settings = settings
 
-    async def missing(self, target: Target, offset: int) -> Head:
+    async def missing(self, target: Target, offset: int, run_state: str | None = None) -> Head:
         """The head of a stream that does not exist: empty, if its task may yet open it.
+
+        ``run_state`` is what the store knows of its run.
 
         Raises:
             StreamNotFound: nobody but a client creates such a stream, or somebody who stands at
@@ -57,8 +61,9 @@ class LiveReads:
         """
         if not target.awaited or offset > 0:
             raise StreamNotFound(f"there is no stream {target.path}, or it has expired")
-        state = await self._hub.over(target.slot)
-        return Head(target.slot, 0, closed=state, content_type=JSON, run_state=state)
+        ended = await self._hub.over(target.slot)
+        state = ended or run_state
+        return Head(target.slot, 0, closed=ended, content_type=JSON, run_state=state)
 
     async def long_poll(
         self, scope: Scope, receive: Receive, send: Send, position: Position
@@ -69,7 +74,7 @@ class LiveReads:
         async with self._following(receive, position, wait) as (topic, follower, page):
             version = follower.version
             while True:
-                head = page.head or await self.missing(target, follower.offset)
+                head = await self._head_of(page, target, follower)
                 end = page.entries[-1].end if page.entries else follower.offset
                 over = head.closed is not None and end >= head.end
                 if page.entries or over or follower.finished:
@@ -109,7 +114,7 @@ class LiveReads:
         write = scope.get(WRITE)
         following = self._following(receive, position, lifetime, write)
         async with following as (topic, follower, page):
-            head = page.head or await self.missing(position.target, follower.offset)
+            head = await self._head_of(page, position.target, follower)
             if position.resumed and head.closed is not None and follower.offset >= head.end:
                 # The only answer that keeps an EventSource from coming back for ever.
                 await self._replies.reply(scope, send, 204, {"stream-closed": "true"})
@@ -147,10 +152,12 @@ class LiveReads:
         version = follower.version
         greeted = False
         while not follower.gone:
-            if page.entries or head.closed is not None or not greeted:
+            state = run_state(topic.slot, head)
+            if page.entries or head.closed is not None or state != follower.told or not greeted:
                 frame, end = self._caught_up(topic, follower, page, head)
                 await _part(send, follower, frame)
                 follower.offset, follower.sent_at, greeted = end, time.monotonic(), True
+                follower.told = state
             if head.closed is not None and follower.offset >= head.end:
                 return
             if follower.offset >= head.end:
@@ -186,12 +193,15 @@ class LiveReads:
         while not (follower.gone or follower.finished):
             try:
                 page = await topic.read(follower.offset)
-                return page, page.head or await self.missing(target, follower.offset)
+                return page, await self._head_of(page, target, follower)
             except StoreUnavailable:
                 await asyncio.sleep(_PAUSE * random.uniform(0.5, 1.5))
             except (OffsetGone, StreamNotFound):
                 return None
         return None
+
+    async def _head_of(self, page: Page, target: Target, follower: Follower) -> Head:
+        return page.head or await self.missing(target, follower.offset, page.run_state)
 
     def _caught_up(
         self, topic: Topic, follower: Follower, page: Page, head: Head
@@ -234,15 +244,14 @@ class LiveReads:
     async def _first_page(self, topic: Topic, follower: Follower, position: Position) -> Page:
         offset = position.offset
         if offset == "now":
-            head = await topic.look()
-            follower.offset = head.end if head else 0
-            page = Page((), head)
+            page = await topic.look()
+            follower.offset = page.head.end if page.head else 0
         else:
             follower.offset = offset
             page = await topic.read(offset)
         head = page.head
         if head is None:
-            return Page((), await self.missing(position.target, follower.offset))
+            return Page((), await self._head_of(page, position.target, follower))
         check_offset(follower.offset, head)
         if head.ttl is not None:
             await self._hub.store.touch(topic.slot, head.ttl)

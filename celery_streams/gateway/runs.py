@@ -13,8 +13,8 @@ from celery_streams.gateway import wire
 from celery_streams.gateway.auth import Gate
 from celery_streams.gateway.problems import Problem
 from celery_streams.gateway.replies import Replies, Scope, Send
+from celery_streams.gateway.run_states import run_state
 from celery_streams.gateway.targets import STREAM_ROOT
-from celery_streams.gateway.topics import run_state
 from celery_streams.protocol import ProtocolStore, StreamDeleted
 from celery_streams.slots import Slot
 from celery_streams.tokens import Access, resource_of

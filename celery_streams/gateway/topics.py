@@ -1,4 +1,4 @@
-"""One stream that is followed live: its topic, and the followers of that.
+"""One stream that is followed live: its topic.
 
 A topic hears of each entry once, formats it once, and hands the same bytes to every follower
 that stands where the entry begins. Whoever does not (a follower that has just come, a message
@@ -10,17 +10,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from celery_streams.contracts import Entry, Head, Page
 from celery_streams.errors import StreamNotFound
 from celery_streams.gateway import wire
-from celery_streams.protocol import Deleted, Ended, LiveEvent, ProtocolStore
+from celery_streams.gateway.followers import Follower, Write
+from celery_streams.gateway.run_states import progress, run_state
+from celery_streams.protocol import Deleted, Ended, LiveEvent, ProtocolStore, RunStateChanged
 from celery_streams.slots import Slot
-
-Write = Callable[[bytes], bool]
+from celery_streams.stores.commands import CLOSED
 
 #: Bytes of formatted events a topic remembers.
 _RECENT_BYTES = 64 * 1024
@@ -48,120 +49,6 @@ class Owner(Protocol):
         ...
 
 
-class Follower:
-    """One reader that follows a topic, and what it has not been sent yet.
-
-    ``offset`` is where it will stand once it has been sent everything in its buffer. While
-    ``stale`` is set it gets nothing from the topic: it reads the log from there.
-    """
-
-    __slots__ = (
-        "_frames",
-        "_topic",
-        "_waiter",
-        "_write",
-        "cut",
-        "deadline",
-        "finished",
-        "gone",
-        "offset",
-        "sending",
-        "sent_at",
-        "size",
-        "stale",
-        "task",
-        "version",
-    )
-
-    def __init__(
-        self, topic: Topic, offset: int, deadline: float, write: Write | None = None
-    ) -> None:
-        self._topic = topic
-        self._write = write
-        self._frames: deque[bytes] = deque()
-        self._waiter: asyncio.Future[None] | None = None
-        self.offset = offset
-        #: The topic's version before its first page was read.
-        self.version = topic.version
-        self.deadline = deadline
-        self.sent_at = time.monotonic()
-        self.size = 0
-        self.stale = True
-        #: Nothing comes after what is in the buffer.
-        self.finished = False
-        #: Bytes are on their way to the client, who may not be reading.
-        self.sending = False
-        #: The client has gone away.
-        self.gone = False
-        #: It did not keep up.
-        self.cut = False
-        #: The task that sends, to be cancelled if it cannot.
-        self.task = asyncio.current_task()
-
-    def push(self, frame: bytes, end: int) -> None:
-        """Send an event after which the follower stands at ``end``, now or when it can be."""
-        waiter = self._waiter
-        if (
-            self._write is not None
-            and waiter is not None
-            and not (self._frames or waiter.done() or self.finished)
-            and self._write(frame)
-        ):
-            self.offset = end
-            self.sent_at = self._topic.heard_at
-            return
-        self._frames.append(frame)
-        self.size += len(frame)
-        self.offset = end
-        if self.size > self._topic.hub.buffer:
-            self.cut_off()
-        self.wake()
-
-    def cut_off(self) -> None:
-        """End a follower whose client does not take what is being sent to it."""
-        if self.sending and not self.cut:
-            self.cut = True
-            self._topic.hub.counts.cut += 1
-            if self.task is not None:
-                self.task.cancel()
-
-    @property
-    def pending(self) -> bool:
-        """Whether there is something to send."""
-        return bool(self._frames)
-
-    def take(self) -> bytes:
-        """Everything in the buffer, which is empty then."""
-        frames = self._frames
-        if len(frames) == 1:
-            data = frames.popleft()
-        else:
-            data = b"".join(frames)
-            frames.clear()
-        self.size = 0
-        return data
-
-    def wake(self) -> None:
-        """Let the follower look at its state."""
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
-
-    async def wait(self) -> None:
-        """Return when there is something to send, to read, or to end for."""
-        if self._frames or self.stale or self.finished or self.gone:
-            return
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
-    def leave(self) -> None:
-        """Follow no longer."""
-        self._topic.remove(self)
-
-
 class Topic:
     """One stream that somebody follows."""
 
@@ -176,6 +63,12 @@ class Topic:
         self.version = 0
         self._cursor: str | None = None
         self._touched_at = self.heard_at
+        #: When the head was looked at last.
+        self.looked_at = self.heard_at
+        #: How the run is doing while its stream does not exist.
+        self._awaited: str | None = None
+        # Before this nothing of the run's states is believed: attempt, and order in that.
+        self._reached = (0, 0)
         self._pages: dict[tuple[int, int], asyncio.Task[Page]] = {}
         # The last entries heard, formatted, for those who were reading the log meanwhile.
         self._recent: deque[tuple[int, int, bytes]] = deque()
@@ -206,19 +99,11 @@ class Topic:
             reading = asyncio.create_task(self.hub.store.read(self.slot, offset))
             self._pages[same] = reading
             reading.add_done_callback(lambda _: self._pages.pop(same, None))
-        page = await asyncio.shield(reading)
-        self._observe(page.head)
-        return page
+        return self._seen(await asyncio.shield(reading))
 
-    async def look(self) -> Head | None:
-        """The stream's head now; ``None``: there is no such stream."""
-        head = (await self.hub.store.heads([self.slot]))[0]
-        if isinstance(head, StreamNotFound):
-            return None
-        if isinstance(head, Exception):
-            raise head
-        self._observe(head)
-        return head
+    async def look(self) -> Page:
+        """The stream's head now, as a page without entries."""
+        return self._seen(await look(self.hub.store, self.slot))
 
     async def keep_alive(self, now: float) -> None:
         """Renew the life of a stream that lives as long as somebody reads it."""
@@ -242,6 +127,8 @@ class Topic:
                 self._deliver_entry(event)
             case Ended(end, state):
                 self._deliver_end(end, state)
+            case RunStateChanged(epoch, state):
+                self._deliver_run_state(epoch, state)
             case Deleted():
                 self._start_over()
             case None:
@@ -262,17 +149,17 @@ class Topic:
 
     def announce(self, head: Head) -> None:
         """What a look at the stream's head has shown: whoever is behind it reads the log."""
-        known = self.head
+        self._unsettle(
+            [each for each in self.followers if each.offset < head.end or head.closed is not None]
+        )
         self._observe(head)
-        for follower in self.followers:
-            if follower.offset < head.end or head.closed is not None:
-                self._unsettle((follower,))
-            elif (
-                known is not None
-                and head.run_state != known.run_state
-                and not (follower.stale or follower.finished)
-            ):
-                follower.push(self.control(follower.offset), follower.offset)
+
+    def announce_missing(self, state: str | None) -> None:
+        """What a look for a stream that is awaited has shown: how its run is doing."""
+        if self.head is not None:
+            self.deliver(None)  # reading will say what became of it
+        elif state != self._awaited:
+            self._unsettle(self.followers)
 
     def control(self, end: int, *, closed: bool = False) -> bytes:
         """The control event of somebody who has everything up to ``end``, the tail."""
@@ -287,15 +174,22 @@ class Topic:
     @property
     def run_state(self) -> str | None:
         """How the stream's run is doing, if the stream has one."""
-        return run_state(self.slot, self.head)
+        return run_state(self.slot, self.head, self._awaited)
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether what is heard of the stream does not fit what is known of its run.
+
+        Anybody may write to a run's stream. But it may also be that a message of the run's was
+        lost, or that its worker has a version of this package that sends none.
+        """
+        return self.slot.scope == "run" and self.run_state != "STARTED"
 
     def _deliver_entry(self, entry: Entry) -> None:
         head = self.head
         if head is None:
             self._unsettle(self.followers)
             return
-        if head.run_state is not None and head.run_state != "STARTED":
-            head = self.head = replace(head, run_state="STARTED")
         start, end = entry.end - entry.count, entry.end
         frame = wire.data_event((entry.payload,), head.content_type) + self.control(end)
         self._tail = end
@@ -320,7 +214,9 @@ class Topic:
         if self.head is None:
             self._unsettle(self.followers)
             return
-        self.head = replace(self.head, end=end, closed=state, run_state=state)
+        # A stream that is closed early leaves its run as it is.
+        over = self.head.run_state if state == CLOSED else state
+        self.head = replace(self.head, end=end, closed=state, run_state=over)
         frame = self.control(end, closed=True)
         for follower in self.followers:
             if follower.stale or follower.offset != end:
@@ -329,6 +225,22 @@ class Topic:
                 follower.finished = True
                 follower.push(frame, end)
 
+    def _deliver_run_state(self, epoch: int, state: str) -> None:
+        head = self.head
+        if head is None:
+            self._unsettle(self.followers)  # they await the stream, and look what there is
+            return
+        self._observe(replace(head, epoch=epoch, run_state=state))
+
+    def _tell_run_state(self) -> None:
+        """Tell those who are live; the others get the state with what they read."""
+        self.version += 1  # whoever is being sent a page has a state on it that is old now
+        state = self.run_state
+        for follower in self.followers:
+            if not (follower.stale or follower.finished) and follower.told != state:
+                follower.told = state
+                follower.push(self.control(follower.offset), follower.offset)
+
     def _unsettle(self, followers: Iterable[Follower]) -> None:
         """Send followers to the log."""
         self.version += 1
@@ -336,10 +248,30 @@ class Topic:
             follower.stale = True
             follower.wake()
 
+    def _seen(self, page: Page) -> Page:
+        """What a page shows, and the page with what is known besides."""
+        self._observe(page.head)
+        if page.head is None:
+            self._awaited = page.run_state
+            return page
+        return replace(page, head=self.head)
+
     def _observe(self, head: Head | None) -> None:
-        known, self.head = self.head, head
+        known = self.head
         if known is not None and (head is None or known.identity != head.identity):
+            self.head = head
             self._start_over()  # it is gone, or another stream has its name now
+            return
+        if head is not None:
+            reached = progress(head)
+            if known is not None and reached < self._reached:
+                # Asked before, and answered after a message told of what came next.
+                head = replace(head, epoch=known.epoch, run_state=known.run_state)
+            else:
+                self._reached = reached
+        self.head = head
+        if known is not None and head is not None and known.run_state != head.run_state:
+            self._tell_run_state()
 
     def _start_over(self) -> None:
         """The stream is gone: so is what was heard of it, and nobody follows it any longer."""
@@ -351,6 +283,7 @@ class Topic:
     def _forget(self) -> None:
         self._recent.clear()
         self._recent_bytes = self._tail = 0
+        self._reached = (0, 0)
 
     def _remember(self, start: int, end: int, frame: bytes) -> None:
         if self._recent and self._recent[-1][1] != start:
@@ -362,13 +295,11 @@ class Topic:
             self._recent_bytes -= len(self._recent.popleft()[2])
 
 
-def run_state(slot: Slot, head: Head | None) -> str | None:
-    """How the run of a stream is doing; ``None`` for streams without a run."""
-    if slot.scope != "run":
-        return None
-    return "PENDING" if head is None else _as_run_state(head.run_state or "PENDING")
-
-
-def _as_run_state(state: str) -> str:
-    """A run's state as clients know it: a stream that is closed early leaves the run alive."""
-    return {"LOST": "STALLED", "CLOSED": "STARTED"}.get(state, state)
+async def look(store: ProtocolStore, slot: Slot) -> Page:
+    """A stream's head now, as a page without entries; without a head if there is no stream."""
+    head = (await store.heads([slot]))[0]
+    if isinstance(head, StreamNotFound):
+        return Page((), None, head.run_state)
+    if isinstance(head, Exception):
+        raise head
+    return Page((), head)

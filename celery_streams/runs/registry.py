@@ -52,13 +52,14 @@ class RunRegistry:
         """
         call: Call[int] = Call(
             _script("begin"),
-            (self._layout.owner(_any_slot(attempt.run_id)),),
+            self._record(attempt.run_id),
             (
                 attempt.attempt_id,
                 attempt.generation,
                 int(attempt.redelivered),
                 self._retention,
                 self._lease + attempt.grace_ms,
+                self._layout.base(_any_slot(attempt.run_id)),
             ),
             partial(_begun, attempt.run_id),
         )
@@ -73,8 +74,8 @@ class RunRegistry:
         self._link.call(
             Call(
                 _script("suspend"),
-                (self._layout.owner(_any_slot(attempt.run_id)),),
-                (attempt.attempt_id,),
+                self._record(attempt.run_id),
+                (attempt.attempt_id, self._layout.base(_any_slot(attempt.run_id))),
             )
         )
 
@@ -119,15 +120,14 @@ class RunRegistry:
         )
 
     def _renewal(self, attempt: Attempt) -> Call[bool]:
-        slot = _any_slot(attempt.run_id)
         return Call(
             _script("renew"),
-            (self._layout.owner(slot), self._layout.keys(slot)),
+            self._record(attempt.run_id),
             (
                 attempt.attempt_id,
                 self._lease + attempt.grace_ms,
                 self._retention,
-                self._layout.base(slot),
+                self._layout.base(_any_slot(attempt.run_id)),
             ),
             bool,
         )
@@ -135,13 +135,12 @@ class RunRegistry:
     def _ending(
         self, attempt: Attempt, state: str, *, always: bool, only_lost: bool
     ) -> Call[tuple[str, str]]:
-        slot = _any_slot(attempt.run_id)
         return Call(
             _script("finish"),
-            (self._layout.owner(slot), self._layout.keys(slot)),
+            self._record(attempt.run_id),
             (
                 state,
-                self._layout.base(slot),
+                self._layout.base(_any_slot(attempt.run_id)),
                 self._retention,
                 attempt.attempt_id,
                 attempt.generation,
@@ -151,6 +150,11 @@ class RunRegistry:
             ),
             _verdict,
         )
+
+    def _record(self, run_id: str) -> tuple[str, str]:
+        """The keys of the run's record, and of the set of its streams."""
+        slot = _any_slot(run_id)
+        return self._layout.owner(slot), self._layout.keys(slot)
 
 
 def _all_of(replies: list[Any]) -> list[Any]:

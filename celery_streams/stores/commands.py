@@ -172,13 +172,17 @@ def refusal(slot: Slot, reason: str, detail: str) -> StreamError:
                 "use another key"
             )
         case "MISSING":
-            return StreamNotFound(f"there is no stream {slot}, or it has expired")
+            return _missing(slot)
     return StreamError(f"the store refused a command for {slot}: {reason} {detail}")
 
 
+def _missing(slot: Slot, run_state: str | None = None) -> StreamNotFound:
+    return StreamNotFound(f"there is no stream {slot}, or it has expired", run_state=run_state)
+
+
 def _page(slot: Slot, offset: int, reply: list[Any]) -> Page:
-    if not reply:
-        return Page((), None)
+    if len(reply) == 1:
+        return Page((), None, _run_state(slot, reply[0]))
     head = _head(slot, reply)
     entries = tuple(_entries(reply[10], reply[11]))
     if offset < head.end and (not entries or entries[0].start > offset) and offset < head.first:
@@ -191,8 +195,8 @@ def _page(slot: Slot, offset: int, reply: list[Any]) -> Page:
 
 
 def _head(slot: Slot, reply: list[Any]) -> Head:
-    if not reply:
-        raise refusal(slot, "MISSING", "")
+    if len(reply) == 1:
+        raise _missing(slot, _run_state(slot, reply[0]))
     end, closed, content_type, epoch, oldest = reply[:5]
     # Closing answers only so much; the rest is of interest to readers.
     identity, ttl, expires, deleted, run_state = reply[5:10] or (None,) * 5
@@ -212,8 +216,12 @@ def _head(slot: Slot, reply: list[Any]) -> Head:
         identity="" if identity is None else _text(identity),
         ttl=None if ttl is None else int(ttl),
         expires_at=None if expires is None else _text(expires),
-        run_state=_text(run_state) if run_state is not None and slot.scope == "run" else None,
+        run_state=_run_state(slot, run_state),
     )
+
+
+def _run_state(slot: Slot, state: bytes | None) -> str | None:
+    return _text(state) if state is not None and slot.scope == "run" else None
 
 
 def _closed(slot: Slot, reply: list[Any]) -> Head:

@@ -12,7 +12,7 @@ from enum import Enum, auto
 
 from celery_streams.contracts import Entry, Head, Page
 from celery_streams.errors import StreamNotFound
-from celery_streams.protocol import Deleted, Ended, LiveEvent
+from celery_streams.protocol import Deleted, Ended, LiveEvent, RunStateChanged
 from celery_streams.slots import Slot
 from celery_streams.stores.commands import parse_entry_id
 
@@ -29,7 +29,11 @@ class Next(Enum):
 
 
 def parse_live(message: bytes) -> LiveEvent:
-    """What one message of a stream's channel says. The scripts publish them."""
+    """What one message of a stream's channel says. The scripts publish them.
+
+    A kind of message that is not known here, a later version's, reads as a hint to look at the
+    log: so does every earlier version, and new kinds may be added.
+    """
     kind, _, payload = message.partition(b"\n")
     if kind.startswith(b"e"):
         end, count = parse_entry_id(kind[1:].decode())
@@ -37,6 +41,9 @@ def parse_live(message: bytes) -> LiveEvent:
     if kind.startswith(b"c"):
         end_text, _, state = kind[1:].decode().partition(" ")
         return Ended(int(end_text), state)
+    if kind.startswith(b"s"):
+        epoch, _, state = kind[1:].decode().partition(" ")
+        return RunStateChanged(int(epoch), state)
     if kind == b"d":
         return Deleted()
     return None
@@ -80,6 +87,8 @@ class Cursor:
                     return None, Next.READ
                 self.head = replace(self.head, closed=state)
                 return Page((), self.head), Next.STOP
+            case RunStateChanged():
+                return None, Next.LISTEN
             case Deleted():
                 raise self._gone()
         return None, Next.READ

@@ -14,7 +14,7 @@ from celery_streams.contracts import Entry, Head
 from celery_streams.errors import StoreUnavailable
 from celery_streams.gateway.subscriptions.registry import Registry
 from celery_streams.gateway.subscriptions.waking import Waker
-from celery_streams.protocol import Ended, Feed, LiveEvent
+from celery_streams.protocol import Ended, Feed, LiveEvent, RunStateChanged
 from celery_streams.settings import StreamsSettings
 from celery_streams.slots import Scope, Slot
 from celery_streams.stores.index import Recorded
@@ -163,6 +163,8 @@ class Following:
                 self._note(slot, event.end)
             case Ended(end, _):
                 self._note(slot, end)
+            case RunStateChanged():
+                pass  # it brings nothing to process
             case _:
                 self._note(slot, None)
 

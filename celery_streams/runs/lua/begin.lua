@@ -1,10 +1,12 @@
 #!lua
 -- A later attempt enters its run: it takes the run's fence before it writes.
-local run = KEYS[1]
+local run, keys = KEYS[1], KEYS[2]
 local attempt, generation, redelivered = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1'
-local retention, lease = tonumber(ARGV[4]), tonumber(ARGV[5])
+local retention, lease, base = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
+-- base: what the keys of the run start with.
 -- Returns {'OK', epoch}, or {reason, detail}.
 --#include claim
+--#include tell
 
 local state = redis.call('HGET', run, 'state')
 if state then
@@ -21,5 +23,6 @@ if claimed then
   take(run, attempt, generation, epoch, redelivered)
   redis.call('HSET', run, 'lease', now + lease)
   redis.call('PEXPIRE', run, retention)
+  tell(base, keys, epoch, 'STARTED')
 end
 return {'OK', epoch}

@@ -39,7 +39,9 @@ redis.call('HSET', run, 'state', state)
 redis.call('HDEL', run, 'lease', 'redelivered')
 redis.call('PEXPIRE', run, retention)
 redis.call('PEXPIRE', keys, retention)
+local awaited = true
 for _, key in ipairs(registered) do
+  awaited = awaited and key ~= 'default'
   -- Nobody can initialize again, so nothing newer can be removed here.
   redis.call('DEL', base .. 'cred/' .. key)
   local meta = base .. 'meta/' .. key
@@ -50,5 +52,9 @@ for _, key in ipairs(registered) do
     redis.call('PEXPIRE', base .. 'log/' .. key, retention)
     redis.call('SPUBLISH', base .. 'live/' .. key, 'c' .. stream[1] .. ' ' .. state)
   end
+end
+if awaited then
+  -- Somebody may wait for the stream that most runs have.
+  redis.call('SPUBLISH', base .. 'live/default', 'c0 ' .. state)
 end
 return {'OK', state}

@@ -8,6 +8,7 @@ local retention, max_chunks, lease = tonumber(ARGV[10]), tonumber(ARGV[11]), ton
 local content_type = ARGV[13] -- what the stream must be; empty: anything
 -- Returns {'OK' | 'DUPLICATE', offset, end, epoch}, or {reason, detail}.
 --#include claim
+--#include tell
 
 local writer = redis.call('HMGET', fence, 'attempt', 'generation', 'epoch', 'a/' .. attempt,
   'p/' .. producer, 'touched')
@@ -56,6 +57,8 @@ if claimed then
   take(fence, attempt, generation, epoch, redelivered)
   if lease > 0 then
     redis.call('HSET', fence, 'lease', now + lease)
+    local base = string.sub(fence, 1, -4) -- a run's own fence is its record, .../run
+    tell(base, base .. 'keys', epoch, 'STARTED')
   end
 end
 redis.call('HSET', fence, 'p/' .. producer, string.format('%d:%d:%d', seq, offset, stop))

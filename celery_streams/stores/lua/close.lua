@@ -5,6 +5,7 @@ local grant, channel, state, retention = ARGV[1], ARGV[2], ARGV[3], tonumber(ARG
 local attempt, generation, redelivered = ARGV[5], tonumber(ARGV[6]), ARGV[7] == '1'
 -- Returns {'OK', end, state, type, epoch, first entry's id}, or {reason, detail}.
 --#include claim
+--#include tell
 
 local function ended(stream, how)
   local oldest = redis.call('XRANGE', log, '-', '+', 'COUNT', 1)[1]
@@ -34,6 +35,10 @@ end
 if claimed then
   take(fence, attempt, generation, epoch, redelivered)
   redis.call('PEXPIRE', fence, retention)
+  if fence == run then
+    local base = string.sub(fence, 1, -4) -- a run's own fence is its record, .../run
+    tell(base, base .. 'keys', epoch, 'STARTED')
+  end
 end
 redis.call('HSET', meta, 'closed', state)
 redis.call('PEXPIRE', meta, retention)

@@ -3,22 +3,20 @@
 local meta, log, run = KEYS[1], KEYS[2], KEYS[3]
 local offset, limit, enough = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 -- limit: entries. enough: bytes of payload after which no further entries are added.
--- Returns {} (no such stream), or {end, closed, type, epoch, first entry's id, identity, ttl,
+-- Returns {run's state} (no such stream), or {end, closed, type, epoch, first entry's id, identity, ttl,
 -- expires, deleted, run's state, index, payloads}: index is one string of "end-count size " for
 -- each entry, payloads are all in one string. A client takes that apart many times faster than
 -- nested replies.
 local stream = redis.call('HMGET', meta, 'end', 'closed', 'type', 'id', 'ttl', 'expires', 'deleted')
-if not stream[1] then
-  return {}
-end
-
 local function run_state(record)
   local state, attempt, lease, suspended = record[2], record[3], record[4], record[5]
   if state or not attempt then
     return state or 'PENDING'
   end
-  if suspended == attempt or not lease then
+  if suspended == attempt then
     return 'RETRY'
+  elseif not lease then
+    return 'STARTED' -- it has only closed a stream so far
   end
   local now = redis.call('TIME')
   now = tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000)
@@ -26,6 +24,9 @@ local function run_state(record)
 end
 
 local record = redis.call('HMGET', run, 'epoch', 'state', 'attempt', 'lease', 'suspended')
+if not stream[1] then
+  return {run_state(record)}
+end
 local index, payloads, size, found = {}, {}, 0, 0
 if limit > 0 and offset < tonumber(stream[1]) then
   local from = string.format('%d-0', offset + 1)
