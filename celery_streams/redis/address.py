@@ -17,6 +17,10 @@ CLUSTER_SUFFIX = "+cluster"
 _FORMS = "redis://, rediss://, unix://, redis+cluster://, rediss+cluster:// or embedded://"
 _SENTINEL = "sentinel://"
 
+#: What ``ssl_cert_reqs`` may be, in numbers and as redis-py spells it.
+_VERIFY_MODES = {int(mode): mode.name.removeprefix("CERT_").lower() for mode in ssl.VerifyMode}
+_VERIFY = frozenset(_VERIFY_MODES.values())
+
 #: Where Celery says that Redis is, and with which TLS options, in the order they are looked at.
 _CELERY_SETTINGS = (
     ("result_backend", "redis_backend_use_ssl"),
@@ -165,12 +169,14 @@ def _tls_value(name: object, value: object, setting: str) -> str:
     match name, value:
         case "ssl_cert_reqs", None:
             return "none"
-        case "ssl_cert_reqs", int():
-            return ssl.VerifyMode(value).name.removeprefix("CERT_").lower()
-        case "ssl_cert_reqs", str():
-            return value.removeprefix("CERT_").lower()
+        case "ssl_cert_reqs", int() if value in _VERIFY_MODES and not isinstance(value, bool):
+            return _VERIFY_MODES[value]
+        case "ssl_cert_reqs", str() if (word := value.removeprefix("CERT_").lower()) in _VERIFY:
+            return word
         case "ssl_check_hostname", bool():
             return str(value)
+        case "ssl_cert_reqs", _:
+            pass
         case str(), (str() | os.PathLike()) if name.startswith("ssl_"):
             return os.fspath(value)
     raise ConfigurationError(

@@ -83,7 +83,16 @@ def test_each_url_has_its_own_options() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"ssl_min_version": 771}, {"keyfile": "/k"}, {"ssl_ca_data": b"secret"}]
+    "options",
+    [
+        {"ssl_min_version": 771},
+        {"keyfile": "/k"},
+        {"ssl_ca_data": b"secret"},
+        {"ssl_cert_reqs": 7},
+        {"ssl_cert_reqs": True},
+        {"ssl_cert_reqs": "secret"},
+        {"ssl_cert_reqs": ""},
+    ],
 )
 def test_an_option_that_cannot_be_taken_over_is_refused(options: dict[str, Any]) -> None:
     """Leaving out one that is about safety would not be safe. No value is shown."""
