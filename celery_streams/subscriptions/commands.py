@@ -174,9 +174,13 @@ class SubscriptionCommands:
         pauses = (_FIRST_PAUSE_MS, _LONGEST_PAUSE_MS, 1 + spread)
         return self._call("fail", wake.subscription_id, (wake.wake_id, wake.generation, *pauses))
 
-    def sent(self, wake: Wake, again_ms: int = 0) -> Call[Outcome]:
-        """It was passed on; do that once more after ``again_ms`` if nobody takes it (0: never)."""
-        return self._call("sent", wake.subscription_id, (wake.wake_id, wake.generation, again_ms))
+    def sent(self, wake: Wake, again_ms: int = 0, *, back: bool = False) -> Call[Outcome]:
+        """It was passed on; do that once more after ``again_ms`` if nobody takes it (0: never).
+
+        ``back``: it is passed on by whoever holds it, who gives it up.
+        """
+        args = (wake.wake_id, wake.generation, again_ms, int(back))
+        return self._call("sent", wake.subscription_id, args)
 
     def record(self, subscription_id: str) -> tuple[Call[Record | None], Call[frozenset[str]]]:
         """The record, and the paths of its explicit links."""

@@ -4,7 +4,8 @@ Its message is to a worker what a wake event is to a ``pull-wake`` one: whoever 
 claims the wake first. A copy of it (sent again because nobody had started it, or delivered twice
 by the broker) finds the wake taken and is ignored. While the task runs its lease is renewed; its
 success acknowledges the streams as far as the message named them, its failure has it sent again
-later.
+later. A retry is the same wake: Celery sends it with the same header, and it takes the wake that
+the attempt before it has put back.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class WakeTask:
     link: RedisLink
     commands: SubscriptionCommands
     claimed: bool = False
+    passed_on: bool = False
     _over: threading.Event = field(default_factory=threading.Event)
 
     @classmethod
@@ -97,10 +99,32 @@ class WakeTask:
         )
         renewing.start()
 
+    def put_back(self) -> None:
+        """Let the task's next attempt take the wake; call it before that is sent."""
+        if self.claimed:
+            self._over.set()
+            self.passed_on = True
+            self._pass_on(RESEND_MS, back=True)
+
+    def expect(self, seconds: float) -> None:
+        """The next attempt, which has been sent, starts so many seconds from now."""
+        if self.passed_on and seconds > 0:
+            self._pass_on(round(seconds * 1000) + RESEND_MS, back=False)
+
+    def _pass_on(self, again_ms: int, *, back: bool) -> None:
+        try:
+            self.link.call(self.commands.sent(self.wake, again_ms, back=back))
+        except StreamError as error:
+            logger.warning(
+                "subscription %s: a task could not put back its wake for its retry, which may be "
+                "ignored; then the task is sent again: %s",
+                self.wake.subscription_id, error,
+            )  # fmt: skip
+
     def finish(self, state: str | None) -> None:
         """The task is over; its outcome is stored."""
         self._over.set()
-        if not self.claimed:
+        if not self.claimed or (self.passed_on and state == states.RETRY):
             return
         if state == states.SUCCESS:
             acks = [(path, offset, None) for path, offset in self.acks.items()]

@@ -19,11 +19,13 @@ import functools
 import logging
 import weakref
 from collections.abc import Callable
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery, signals, states
 from celery.app.task import Context, Task
 from celery.app.trace import task_has_custom
+from celery.exceptions import Retry
 
 from celery_streams.chat.agent import ChatAgent
 from celery_streams.contracts import Attempt
@@ -101,7 +103,7 @@ class Lifecycle:
         else:
             task.run = self._wrapped(task, task.run)
         task.on_replace = _drained_before(task.on_replace, replaces=True)
-        task.retry = _drained_before(task.retry)
+        task.retry = _put_back_before(task, _drained_before(task.retry))
 
     def _wrapped(self, task: Any, run: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(run)
@@ -268,6 +270,31 @@ def _wrap_call(kind: Any) -> None:
 
     setattr(call_in_attempt, _MARK, True)
     kind.__call__ = call_in_attempt
+
+
+def _put_back_before(task: Any, retry: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``retry`` of a task that may be a subscription's wake: the next attempt is that, too."""
+
+    @functools.wraps(retry)
+    def retrying(*args: Any, **kwargs: Any) -> Any:
+        wake: WakeTask | None = getattr(task.request, "_celery_streams_wake", None)
+        if wake is None:
+            return retry(*args, **kwargs)
+        wake.put_back()
+        try:
+            return retry(*args, **kwargs)
+        except Retry as planned:
+            wake.expect(_seconds_until(planned.when))
+            raise
+
+    return retrying
+
+
+def _seconds_until(when: Any) -> float:
+    """How long a retry waits: seconds, or the time it is planned for."""
+    if isinstance(when, datetime):
+        return (when - datetime.now(when.tzinfo)).total_seconds()
+    return float(when or 0.0)
 
 
 def _drained_before(succeed: Callable[..., Any], *, replaces: bool = False) -> Callable[..., Any]:

@@ -46,6 +46,24 @@ def fail_first(wake):
     note(wake)
 
 
+@app.task(bind=True, max_retries=2)
+def retry_twice(self, wake):
+    """Retry, first after longer than a lease, then at once; one more process could be quicker."""
+    streams.runtime.link.client.rpush("ids", self.request.id)
+    if self.request.retries < 2:
+        raise self.retry(countdown=(1.5, 0)[self.request.retries])
+    note(wake)
+
+
+@app.task(bind=True, autoretry_for=(ValueError,), max_retries=1, default_retry_delay=0)
+def retry_in_vain(self, wake):
+    """Use up all retries, and do it when sent again."""
+    client = streams.runtime.link.client
+    if client.rpush("ids", self.request.id) < 3:
+        raise ValueError("not yet")
+    note(wake)
+
+
 @app.task
 def slow(wake):
     """Take longer than the lease."""

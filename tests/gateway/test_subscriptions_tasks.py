@@ -91,6 +91,38 @@ def test_failure_is_tried_again_with_pauses(valkey, url):
     drive(valkey, "fail_first", check)
 
 
+def test_a_retry_is_the_same_wake(valkey, url):
+    """Its message has the header of the first one's: it takes the wake, and is not ignored."""
+
+    async def check(running, node, name, client):
+        expected = await asyncio.to_thread(produce, running, 3)
+        await eventually(lambda: noted(client) == expected, "the chunks", timeout=20)
+        ids = {each.decode() for each in client.lrange("ids", 0, -1)}
+        assert (len(ids), client.llen("ids")) == (1, 3)
+        result = running.app.AsyncResult(ids.pop())
+        await eventually(lambda: result.state == "SUCCESS", "the success")
+
+        async def settled():
+            return sum((await node.acked(name)).values()) == 3
+
+        await eventually(settled, "the acks")
+
+    drive(valkey, "retry_twice", check, copies=2)
+
+
+def test_retries_that_run_out_are_a_failure(valkey, url):
+    """The task is sent again, as another one."""
+
+    async def check(running, node, name, client):
+        expected = await asyncio.to_thread(produce, running, 1)
+        await eventually(lambda: noted(client) == expected, "the chunks", timeout=20)
+        first, again, other = client.lrange("ids", 0, -1)
+        assert first == again != other
+        assert running.app.AsyncResult(first.decode()).state == "FAILURE"
+
+    drive(valkey, "retry_in_vain", check)
+
+
 def test_a_lease_lasts_as_long_as_the_task(valkey, url):
     """A task longer than its lease is executed once."""
 
