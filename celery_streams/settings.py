@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from celery_streams.errors import ConfigurationError
@@ -27,6 +28,31 @@ def _several(value: object) -> object:
         except ValueError:
             raise ValueError("starts like a JSON list and is none") from None
     return [item.strip() for item in value.split(",") if item.strip()]
+
+
+#: What :attr:`StreamsSettings.gateway_webhook_allow` can name a part of: private use (RFC 1918),
+#: shared address space (RFC 6598) and unique local addresses (RFC 4193).
+_PRIVATE = tuple(
+    ip_network(each)
+    for each in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")
+)
+
+
+def _private(network: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network:
+    if not any(_within(network, private) for private in _PRIVATE):
+        raise ValueError(f"{network} is not within {', '.join(map(str, _PRIVATE))}")
+    return network
+
+
+def _within(network: IPv4Network | IPv6Network, other: IPv4Network | IPv6Network) -> bool:
+    return (
+        network.version == other.version
+        and network.prefixlen >= other.prefixlen
+        and network.network_address in other
+    )
+
+
+PrivateNetwork = Annotated[IPv4Network | IPv6Network, AfterValidator(_private)]
 
 
 #: A list; in the environment JSON, or values between commas.
@@ -137,6 +163,8 @@ class StreamsSettings(BaseSettings):
     #: The hosts that webhooks may go to (``hooks.example.com``, ``*.example.com``). Empty: every
     #: public one.
     gateway_webhook_hosts: Several[str] = ()
+    #: Private networks that webhooks may go to, too, as CIDRs (``10.1.0.0/16``, ``fd12::/48``).
+    gateway_webhook_allow: Several[PrivateNetwork] = ()
     #: Seconds a webhook's receiver has to answer, from the look-up of its name on.
     gateway_webhook_timeout: float = Field(10.0, gt=0)
 

@@ -9,7 +9,9 @@ import ssl
 import pytest
 import trustme
 
+from celery_streams.errors import ConfigurationError
 from celery_streams.gateway.subscriptions.outbound import Outbound, WebhookRejected, is_public
+from celery_streams.settings import StreamsSettings
 from tests.gateway.hooks import SUBS, Receiver, nodes
 
 REFUSED = [
@@ -115,6 +117,55 @@ def test_a_list_of_hosts(settings_for):
                 "https://8.8.8.8/"):  # fmt: skip
         with pytest.raises(WebhookRejected):
             asyncio.run(listed.check(bad))
+
+
+ALLOWED = ("10.1.0.0/16", "172.20.5.0/24", "192.168.7.7", "100.64.0.0/10", "fd00::/8")
+INSIDE = [
+    "10.1.0.1", "10.1.255.255", "172.20.5.9", "192.168.7.7", "100.127.255.254", "fd12::1",
+    "::ffff:10.1.2.3",
+]  # fmt: skip
+OUTSIDE = [
+    "10.0.255.255", "10.2.0.1", "172.20.6.1", "192.168.7.8", "fc00::1", "::ffff:10.2.0.1",
+    # Wrapped: no connection of ours goes through a translator into a network of ours.
+    "64:ff9b::a01:1", "2002:a01:1::1", "2001:0:a01:1::", "::a01:1",
+    # Never, whatever is named.
+    "fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "127.0.0.1", "169.254.169.254", "168.63.129.16", "::1", "fe80::1", "0.0.0.0",
+    "224.0.0.1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", [*INSIDE, *PUBLIC])
+def test_a_private_network_that_is_named(settings_for, address):
+    """As an address in the URL, and as what a name leads to; public hosts are as ever."""
+    sender = outbound(settings_for, address, gateway_webhook_allow=ALLOWED)
+    asyncio.run(sender.check("https://hooks.internal/x"))
+    shown = f"[{address}]" if ":" in address else address
+    asyncio.run(sender.check(f"https://{shown}/x"))
+    with pytest.raises(WebhookRejected):
+        asyncio.run(sender.check(f"http://{shown}/x"))
+
+
+@pytest.mark.parametrize("address", OUTSIDE)
+def test_a_network_beside_those_that_are_named(settings_for, address):
+    """Alone, and among addresses that are allowed."""
+    for addresses in ((address,), ("10.1.0.1", address), ("8.8.8.8", address)):
+        sender = outbound(settings_for, *addresses, gateway_webhook_allow=ALLOWED)
+        with pytest.raises(WebhookRejected):
+            asyncio.run(sender.check("https://hooks.internal/x"))
+        with pytest.raises(WebhookRejected):
+            asyncio.run(sender.post("https://hooks.internal/x", b"", {}, 5))
+
+
+@pytest.mark.parametrize(
+    "network",
+    ["0.0.0.0/0", "::/0", "127.0.0.0/8", "169.254.0.0/16", "10.0.0.0/7", "192.168.0.1/16",
+     "8.8.8.8", "::1/128", "fe80::/10", "::ffff:10.0.0.0/104", "10.0.0", "internal"],
+)  # fmt: skip
+def test_networks_that_cannot_be_named(monkeypatch, network):
+    """Only private ones, spelt as what they are; otherwise nothing starts."""
+    monkeypatch.setenv("CELERY_STREAMS_GATEWAY_WEBHOOK_ALLOW", f"10.1.0.0/16,{network}")
+    with pytest.raises(ConfigurationError, match="GATEWAY_WEBHOOK_ALLOW"):
+        StreamsSettings.load()
 
 
 def test_a_name_that_resolves_differently_the_next_time(settings_for, monkeypatch):

@@ -1,4 +1,5 @@
-"""Requests to addresses that clients have chosen: to public hosts only (PROTOCOL 12.8).
+"""Requests to addresses that clients have chosen: to public hosts only (PROTOCOL 12.8), and to
+private networks that the operator has named.
 
 A name is resolved here, once, every address is judged, and the connection goes to the address
 that was judged: a name that resolves differently the next time gains nothing. No redirect is
@@ -31,12 +32,14 @@ _NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_][A-Za-z0-9_
 _LOCAL_V4 = ipaddress.ip_network("127.0.0.0/24")
 #: Networks that carry IPv4 addresses inside of IPv6 ones: NAT64 (RFC 6052, RFC 8215).
 _NAT64 = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
-#: What Python's tables call global, and is not for us to talk to.
+#: What is not for us to talk to, whatever Python's tables or the settings call it.
 _NEVER = (
     ipaddress.ip_network("192.88.99.0/24"),  # 6to4 relays
     ipaddress.ip_network("168.63.129.16/32"),  # a cloud's own services
     ipaddress.ip_network("fec0::/10"),  # site-local
-    ipaddress.ip_network("fd00:ec2::/32"),  # metadata
+    ipaddress.ip_network("fd00:ec2::/32"),  # metadata, as the next two
+    ipaddress.ip_network("fd20:ce::254/128"),
+    ipaddress.ip_network("100.100.100.200/32"),
     ipaddress.ip_network("::/96"),  # IPv4-compatible
 )
 
@@ -73,6 +76,7 @@ class Outbound:
 
     def __init__(self, settings: StreamsSettings, resolve: Resolve = _resolve) -> None:
         self._localhost = settings.gateway_webhook_localhost
+        self._networks = settings.gateway_webhook_allow
         self._hosts = tuple(host.lower() for host in settings.gateway_webhook_hosts)
         self._timeout = settings.gateway_webhook_timeout
         self._resolve = resolve
@@ -183,16 +187,28 @@ class Outbound:
         if not found:
             raise OSError(f"{endpoint.host} has no address")
         for address in found:
-            allowed = address.is_loopback if endpoint.local else is_public(address)
+            allowed = address.is_loopback if endpoint.local else self._allows(address)
             if not allowed:
                 raise WebhookRejected(f"{endpoint.host} is not a public host")
         return found[0]
+
+    def _allows(self, address: Address) -> bool:
+        """Whether an address is public, or in a private network that the settings name."""
+        if is_public(address):
+            return True
+        address = getattr(address, "ipv4_mapped", None) or address  # where it leads
+        return not is_never(address) and any(address in network for network in self._networks)
 
     def _listed(self, host: str) -> bool:
         return any(
             host.endswith(each[1:]) if each.startswith("*.") else host == each
             for each in self._hosts
         )
+
+
+def is_never(address: Address) -> bool:
+    """Whether an address is one of those no setting allows."""
+    return any(address in network for network in _NEVER)
 
 
 def is_public(address: Address) -> bool:
@@ -208,9 +224,7 @@ def is_public(address: Address) -> bool:
             return True
     if address.is_multicast or address.is_reserved or address.is_unspecified:
         return False
-    if any(address in network for network in _NEVER if network.version == address.version):
-        return False
-    return address.is_global
+    return address.is_global and not is_never(address)
 
 
 def _literal(host: str) -> Address | None:
