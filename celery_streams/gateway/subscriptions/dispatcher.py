@@ -14,12 +14,9 @@ from contextlib import suppress
 
 from celery_streams.errors import StoreUnavailable
 from celery_streams.gateway.subscriptions.following import Following
-from celery_streams.gateway.subscriptions.registry import Registry
-from celery_streams.gateway.subscriptions.waking import Waker
-from celery_streams.protocol import Feed, LiveEvent
+from celery_streams.protocol import LiveEvent
 from celery_streams.redis.layout import CONTROL
-from celery_streams.settings import StreamsSettings
-from celery_streams.subscriptions.store import SubscriptionNotFound, SubscriptionStore
+from celery_streams.subscriptions.store import SubscriptionNotFound
 
 logger = logging.getLogger("celery_streams.gateway")
 
@@ -40,19 +37,12 @@ _CREATION = 5.0
 class Dispatcher:
     """Runs in every gateway process; only the leader's follows streams."""
 
-    def __init__(
-        self,
-        store: SubscriptionStore,
-        registry: Registry,
-        waker: Waker,
-        feed: Feed,
-        settings: StreamsSettings,
-    ) -> None:
-        self._store = store
-        self._registry = registry
-        self._waker = waker
-        self._feed = feed
-        self.following = Following(store, registry, waker, feed, settings)
+    def __init__(self, following: Following) -> None:
+        self.following = following
+        self._waker = following.waker
+        self._feed = following.feed
+        self._store = following.waker.store
+        self._registry = following.waker.registry
         self._changed = asyncio.Event()
         self._listening = False
         self._leading = False

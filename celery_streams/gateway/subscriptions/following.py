@@ -12,15 +12,13 @@ from functools import partial
 
 from celery_streams.contracts import Entry, Head
 from celery_streams.errors import StoreUnavailable
-from celery_streams.gateway.subscriptions.registry import Registry
 from celery_streams.gateway.subscriptions.waking import Waker
 from celery_streams.protocol import Ended, Feed, LiveEvent, RunStateChanged
-from celery_streams.settings import StreamsSettings
 from celery_streams.slots import Scope, Slot
 from celery_streams.stores.index import Recorded
 from celery_streams.stores.patterns import slot_at
 from celery_streams.subscriptions.commands import Update
-from celery_streams.subscriptions.store import PAGE, SubscriptionStore, updated
+from celery_streams.subscriptions.store import PAGE, updated
 
 logger = logging.getLogger("celery_streams.gateway")
 
@@ -33,22 +31,18 @@ _FOUND = 5000
 
 
 class Following:
-    """Streams listened to, and how far they have got since the last note."""
+    """Streams listened to, and how far they have got since the last note.
 
-    def __init__(
-        self,
-        store: SubscriptionStore,
-        registry: Registry,
-        waker: Waker,
-        feed: Feed,
-        settings: StreamsSettings,
-    ) -> None:
+    ``recheck``: seconds of silence after which a stream is looked at.
+    """
+
+    def __init__(self, waker: Waker, feed: Feed, recheck: float) -> None:
         self.heard: dict[Slot, float] = {}
-        self._store = store
-        self._registry = registry
-        self._waker = waker
-        self._feed = feed
-        self._recheck = settings.recheck_interval
+        self.waker = waker
+        self.feed = feed
+        self._store = waker.store
+        self._registry = waker.registry
+        self._recheck = recheck
         # How far each has got; None: look at it.
         self._dirty: dict[Slot, int | None] = {}
         self._noting: asyncio.Task[None] | None = None
@@ -70,7 +64,7 @@ class Following:
         self.heard.clear()
         self._dirty.clear()
         for slot in slots:
-            await self._feed.ignore(slot)
+            await self.feed.ignore(slot)
 
     def rewind(self, opened_at: float) -> None:
         """Look at the index again from there: a subscription is new."""
@@ -84,7 +78,7 @@ class Following:
             slots = [slot_at(each.path) for each in page]
             heads = await self._store.heads(slots)
             updates = [updated(each.path, head) for each, head in zip(page, heads, strict=True)]
-            await self._waker.mark(subscription_id, updates)
+            await self.waker.mark(subscription_id, updates)
             await self._follow(
                 slot
                 for slot, each, head in zip(slots, page, heads, strict=True)
@@ -140,7 +134,7 @@ class Following:
         for at in range(0, len(new), PAGE):
             some = new[at : at + PAGE]
             results = await asyncio.gather(
-                *(self._feed.listen(slot, partial(self._deliver, slot)) for slot in some),
+                *(self.feed.listen(slot, partial(self._deliver, slot)) for slot in some),
                 return_exceptions=True,
             )
             for slot, result in zip(some, results, strict=True):
@@ -152,7 +146,7 @@ class Following:
 
     async def _ignore(self, slot: Slot) -> None:
         if self.heard.pop(slot, None) is not None:
-            await self._feed.ignore(slot)
+            await self.feed.ignore(slot)
 
     def _deliver(self, slot: Slot, event: LiveEvent) -> None:
         if slot not in self.heard:
@@ -222,6 +216,6 @@ class Following:
                 finished.append(slot)
         for subscription_id, some in updates.items():
             for at in range(0, len(some), PAGE):
-                await self._waker.mark(subscription_id, some[at : at + PAGE])
+                await self.waker.mark(subscription_id, some[at : at + PAGE])
         for slot in finished:
             await self._ignore(slot)

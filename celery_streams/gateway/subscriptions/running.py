@@ -7,6 +7,7 @@ from typing import Any
 
 from celery_streams.app import Streams
 from celery_streams.gateway.subscriptions.dispatcher import Dispatcher
+from celery_streams.gateway.subscriptions.following import Following
 from celery_streams.gateway.subscriptions.outbound import Outbound
 from celery_streams.gateway.subscriptions.registry import Registry
 from celery_streams.gateway.subscriptions.waking import Waker
@@ -29,7 +30,9 @@ class Subscriptions:
         self.registry = Registry(self.store)
         self.waker = Waker(self.store, store, self.registry, self.outbound, send_task)
         self._feed = store.feed()
-        self.dispatcher = Dispatcher(self.store, self.registry, self.waker, self._feed, settings)
+        self.dispatcher = Dispatcher(
+            Following(self.waker, self._feed, recheck=settings.recheck_interval)
+        )
         self._running: asyncio.Task[None] | None = None
 
     @classmethod

@@ -48,9 +48,9 @@ class Waker:
         outbound: Outbound,
         send_task: SendTask,
     ) -> None:
-        self._store = store
+        self.store = store
         self._streams = streams
-        self._registry = registry
+        self.registry = registry
         self._outbound = outbound
         self._send_task = send_task
         self._room = asyncio.Semaphore(_DELIVERIES)
@@ -60,14 +60,14 @@ class Waker:
 
     async def appended(self, path: str, start: int, end: int) -> None:
         """Somebody has appended to ``path`` here. Never fails: the dispatcher looks, too."""
-        if not self._registry.known:
+        if not self.registry.known:
             return
-        for known, link in list(self._registry.matching(path)):
+        for known, link in list(self.registry.matching(path)):
             try:
                 outcome = await self.mark(known.id, [Update(path, end, "", link and "?")])
                 if outcome.verdict == "UNLINKED":
                     # What is newer than the subscription is pending from its beginning.
-                    opened_at = await self._store.index.opened_at(slot_at(path))
+                    opened_at = await self.store.index.opened_at(slot_at(path))
                     newer = opened_at is None or opened_at * 1000 >= known.record.created_ms
                     await self.mark(known.id, [Update(path, end, "", "g", 0 if newer else start)])
             except StreamError as error:
@@ -75,14 +75,14 @@ class Waker:
 
     async def mark(self, subscription_id: str, updates: Iterable[Update] = ()) -> Outcome:
         """Note how far streams have got; deliver the wake that comes of it."""
-        outcome = await self._store.link.call(self._store.commands.mark(subscription_id, updates))
+        outcome = await self.store.link.call(self.store.commands.mark(subscription_id, updates))
         self.took(subscription_id, outcome)
         return outcome
 
     async def look_after(self, ids: list[str]) -> None:
         """Wake whoever is due."""
-        calls = [self._store.commands.mark(each) for each in ids]
-        outcomes = await self._store.link.call_many(calls)
+        calls = [self.store.commands.mark(each) for each in ids]
+        outcomes = await self.store.link.call_many(calls)
         for subscription_id, outcome in zip(ids, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 raise outcome
@@ -132,7 +132,7 @@ class Waker:
             logger.info("cannot look after subscription %s: %s", subscription_id, error)
 
     async def _deliver(self, wake: Wake, streams: tuple[Linked, ...]) -> None:
-        store = self._store
+        store = self.store
         try:
             async with self._room:
                 known = await self._known(wake.subscription_id)
@@ -155,13 +155,13 @@ class Waker:
             logger.exception("subscription %s: a delivery failed", wake.subscription_id)
 
     async def _known(self, subscription_id: str) -> Known | None:
-        if subscription_id not in self._registry.known:
-            await self._registry.refresh()
-        return self._registry.known.get(subscription_id)
+        if subscription_id not in self.registry.known:
+            await self.registry.refresh()
+        return self.registry.known.get(subscription_id)
 
     async def _pass_on(self, known: Known, wake: Wake, streams: tuple[Linked, ...]) -> Outcome:
         """Deliver a wake. Raises :class:`DeliveryFailed`."""
-        store, configuration = self._store, known.configuration
+        store, configuration = self.store, known.configuration
         if configuration.type == "webhook":
             if await self._webhook(known, wake, streams):
                 acks = [(each.path, each.tail, None) for each in streams]
@@ -184,7 +184,7 @@ class Waker:
         configuration = known.configuration
         assert configuration.url is not None
         body = json.dumps(await self._body(known, wake, streams)).encode()
-        keys = await self._store.keys()
+        keys = await self.store.keys()
         headers = {"content-type": JSON, "webhook-signature": keys.sign(body)}
         # Not beyond the lease: then the next wake is on its way.
         most = configuration.lease_ttl_ms / 1000
@@ -214,7 +214,7 @@ class Waker:
 
     async def _body(self, known: Known, wake: Wake, streams: tuple[Linked, ...]) -> dict[str, Any]:
         base = known.record.base
-        keys = await self._store.keys()
+        keys = await self.store.keys()
         return {
             "subscription_id": wake.subscription_id,
             "wake_id": wake.wake_id,
