@@ -13,13 +13,13 @@ from celery_streams.app import Streams
 from celery_streams.errors import ConfigurationError, StoreUnavailable, StreamError
 from celery_streams.gateway.auth import Gate
 from celery_streams.gateway.endpoint import StreamEndpoint
-from celery_streams.gateway.health import Health
+from celery_streams.gateway.health import Health, full
 from celery_streams.gateway.hub import Hub
 from celery_streams.gateway.limits import BodyTooLarge, ClientGone, check_request
 from celery_streams.gateway.metrics import RESOURCE, MeteredStore, Metrics, Sources, StoreCounts
 from celery_streams.gateway.openapi import openapi
 from celery_streams.gateway.problems import Problem
-from celery_streams.gateway.replies import STARTED, Receive, Replies, Scope, Send
+from celery_streams.gateway.replies import FULL, STARTED, Receive, Replies, Scope, Send
 from celery_streams.gateway.runs import RunsEndpoint
 from celery_streams.gateway.subscriptions import SubscriptionEndpoint, Subscriptions
 from celery_streams.gateway.targets import RESERVED, STREAM_ROOT
@@ -28,7 +28,7 @@ from celery_streams.protocol import ProtocolStore
 
 logger = logging.getLogger("celery_streams.gateway")
 
-#: Paths of whoever operates the gateway.
+#: Paths of whoever operates the gateway: answered also when it has no place for a client.
 _OPERATIONS = ("/healthz", "/readyz", "/metrics", "/openapi.json")
 
 #: Where the protocol's own paths begin (PROTOCOL 6).
@@ -106,6 +106,10 @@ class Gateway:
             failed = Problem(500, "internal-error", type(error).__name__)
             await self._replies.refuse(scope, send, failed)
 
+    def refusal(self, problem: Problem, headers: list[tuple[bytes, bytes]]) -> bytes:
+        """A whole answer, for a server whose client has sent what is no request."""
+        return self._replies.last_words(problem, headers)
+
     def drain(self) -> None:
         """End every live read, so that clients reconnect elsewhere: before a shutdown.
 
@@ -130,6 +134,8 @@ class Gateway:
             await self._replies.preflight(scope, send)
             return
         path = _route(scope)
+        if scope.get(FULL) and path not in _OPERATIONS:
+            raise full()
         if path.startswith(_CONTROL):
             control = self._on_this_loop().control
             if control is None:

@@ -2,8 +2,9 @@
 
 A client that opens a connection and says nothing, or sends its request a byte at a time, holds
 it for ever under uvicorn's httptools parser, which also takes headers of any size. Here a
-request's head has a time and a size. And the application can cut a connection off: uvicorn has
-no other end for an answer that will not be completed than an error in its log.
+request's head has a time and a size, and what is refused before there is a request is refused
+like everything else, with a problem document. And the application can cut a connection off:
+uvicorn has no other end for an answer that will not be completed than an error in its log.
 """
 
 from __future__ import annotations
@@ -11,28 +12,58 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from celery_streams.gateway.replies import CUT_OFF, WRITE
+from celery_streams.gateway.problems import Problem
+from celery_streams.gateway.replies import CUT_OFF, FULL, WRITE
+from celery_streams.gateway.sending import Sending
 
 #: Seconds for a request's line and headers, from the connection or the request's first byte on.
 HEAD_TIMEOUT = 10.0
+#: Seconds for it on a connection that came when there were enough.
+_LATE_HEAD_TIMEOUT = 2.0
 #: Seconds an idle connection is kept for its client's next request: longer than the 60 s of
 #: most load balancers, which must be the ones to close it.
 KEEP_ALIVE = 75
-#: Line ends, the method and the version, beside what the settings bound.
-_SLACK = 4096
+#: Line ends, the method, the version and a target's scheme, beside what the settings bound.
+HEAD_SLACK = 4096
+#: Bytes of a URL that its parser can count.
+_COUNTABLE = 0xFFFF
+#: What a client still sends after a refusal is read for so many seconds, up to so many bytes:
+#: closing at once would reset the connection, perhaps before the client has read why.
+_LINGER, _LINGER_BYTES = 2.0, 1 << 20
 #: Silence on a connection is looked into after this many seconds, every so many, so often; a
 #: peer that acknowledges nothing for ``_UNACKNOWLEDGED`` seconds is gone.
 _IDLE, _INTERVAL, _PROBES, _UNACKNOWLEDGED = 30, 10, 3, 60
 
-_TOO_LARGE = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
-    b"connection: close\r\ncontent-length: 0\r\n\r\n"
-)
+
+Headers = list[tuple[bytes, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What one connection may take, and what it is told beyond that.
+
+    Args:
+        refusal: a problem, and headers to send with it, as the bytes of a whole answer, after
+            which the connection closes.
+        head_bytes: of a request's line and headers.
+        url_bytes: of its target.
+        connections: how many are served at a time; later ones are told to come back.
+        head_timeout: seconds for a request's line and headers.
+    """
+
+    refusal: Callable[[Problem, Headers], bytes]
+    head_bytes: int
+    url_bytes: int
+    connections: int
+    head_timeout: float = HEAD_TIMEOUT
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -42,16 +73,24 @@ class BoundedProtocol(HttpToolsProtocol):
     answered already. A body that is still wanted is the application's to bound.
     """
 
-    head_timeout = HEAD_TIMEOUT
-    head_bytes = 64 * 1024
+    bounds: Bounds
 
     _timer: asyncio.TimerHandle | None = None
     _head_read = 0
     _in_body = False
+    #: A request has ended in what is being parsed.
+    _ended = False
+    #: It came when there were enough.
+    _late = False
+    #: What is wrong with the head that is being parsed, if that is known.
+    _problem: Problem | None = None
+    #: Bytes read since a refusal; ``None``: nothing has been refused.
+    _refused: int | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected: the time for its request runs."""
         super().connection_made(transport)
+        self._late = len(self.connections) > self.bounds.connections
         self._start()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -61,31 +100,66 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """It has sent something."""
+        if self._refused is not None:
+            self._refused += len(data)
+            if self._refused > _LINGER_BYTES and self._answered():
+                self.transport.close()
+            return
         if self._timer is None and not self._in_body and self._answered():
             self._start()
+        self._ended = False
         super().data_received(data)
-        if self._timer is None or self._in_body:
+        if self._in_body or self._ended:
+            self._head_read = 0
             return
         self._head_read += len(data)
-        if self._head_read > self.head_bytes and not self.transport.is_closing():
-            self.transport.write(_TOO_LARGE)
-            self.transport.close()
+        if self._head_read > self.bounds.head_bytes:
+            most = self.bounds.head_bytes
+            self._refuse(
+                Problem(431, "headers-too-large", f"a request's head has more than {most} bytes")
+            )
+
+    def send_400_response(self, msg: str) -> None:
+        """What has come is no request: answer with a problem document instead of uvicorn's."""
+        error, problem = sys.exception(), self._problem
+        if problem is None:
+            ours = error is None or isinstance(error, httptools.HttpParserCallbackError)
+            why = "its target cannot be read" if ours else str(error)
+            problem = Problem(400, "bad-request", f"this is not a request of HTTP/1.1: {why}")
+        self._refuse(problem)
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the target is there."""
+        super().on_url(url)
+        most = min(self.bounds.url_bytes, _COUNTABLE)
+        if len(self.url) > most:
+            self._give_up(Problem(414, "url-too-long", f"the URL has more than {most} bytes"))
 
     def on_headers_complete(self) -> None:
         """The head is there."""
-        self._stop()
-        self._in_body = True
+        version = self.parser.get_http_version()
+        if version not in ("1.0", "1.1"):
+            self._give_up(Problem(505, "http-version", "this server speaks HTTP/1.1 and 1.0"))
         before = self.cycle
         super().on_headers_complete()
-        if self.cycle is not before:
-            scope: Any = self.cycle.scope
-            scope[CUT_OFF] = partial(self.cut_off, self.cycle)
-            scope[WRITE] = partial(self.write_part, self.cycle)
+        self._stop()
+        self._in_body = True
+        cycle = self.cycle
+        if cycle is before:
+            return
+        scope: Any = cycle.scope
+        scope[CUT_OFF] = partial(self.cut_off, cycle)
+        scope[WRITE] = partial(self.write_part, cycle)
+        cycle.send = Sending(cycle, chunks=version == "1.1")  # type: ignore[method-assign]
+        if len(self.connections) > self.bounds.connections:
+            scope[FULL] = self._late
+            cycle.keep_alive = cycle.keep_alive and not self._late
 
     def on_message_complete(self) -> None:
         """The body is there, too."""
         super().on_message_complete()
         self._in_body = False
+        self._ended = True
         if self._timer is not None:  # it had been answered before
             self._stop()
             self.timeout_keep_alive_task = self.loop.call_later(
@@ -95,7 +169,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """The answer is sent, perhaps to a request that is not."""
         super().on_response_complete()
-        if self._in_body and not self.transport.is_closing():
+        if self._in_body and self._refused is None and not self.transport.is_closing():
             self._unset_keepalive_if_required()
             self._start()
 
@@ -103,8 +177,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Break the connection now, dropping what is unsent; the answer ``cycle`` ends here."""
         for ended in (cycle, self.cycle):
             if ended is not None:
-                ended.disconnected = True
-                ended.message_event.set()
+                _disconnect(ended)
         self.transport.abort()
 
     def write_part(self, cycle: RequestResponseCycle, data: bytes) -> bool:
@@ -124,9 +197,40 @@ class BoundedProtocol(HttpToolsProtocol):
         cycle: RequestResponseCycle | None = self.cycle
         return cycle is None or cycle.response_complete
 
+    def _give_up(self, problem: Problem) -> NoReturn:
+        """End the parsing; the parser then asks for :meth:`send_400_response`."""
+        self._problem = problem
+        raise problem
+
+    def _refuse(self, problem: Problem) -> None:
+        """Read no more requests, and say why if that cannot be taken for another one's answer."""
+        if self._refused is not None:
+            return
+        self._stop()
+        self._refused = 0
+        cycle = self.cycle
+        if self._answered():
+            if self._in_body:  # the rest of what has been answered
+                self.transport.close()
+                return
+        elif self._in_body and not (cycle.response_started or self.pipeline):
+            _disconnect(cycle)
+        else:
+            cycle.keep_alive = False  # what came before is answered, and nothing after it
+            return
+        if self.transport.is_closing():
+            return
+        headers = self.server_state.default_headers
+        self.transport.write(self.bounds.refusal(problem, headers))
+        self.transport.write_eof()
+        self._timer = self.loop.call_later(_LINGER, self.transport.close)
+
     def _start(self) -> None:
         self._head_read = 0
-        self._timer = self.loop.call_later(self.head_timeout, self._too_slow)
+        patience = self.bounds.head_timeout
+        if self._late:
+            patience = min(patience, _LATE_HEAD_TIMEOUT)
+        self._timer = self.loop.call_later(patience, self._too_slow)
 
     def _stop(self) -> None:
         if self._timer is not None:
@@ -138,10 +242,14 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
-def bounded(head_bytes: int, head_timeout: float = HEAD_TIMEOUT) -> type[BoundedProtocol]:
-    """The protocol for heads of about ``head_bytes`` in ``head_timeout`` seconds."""
-    bounds: dict[str, Any] = {"head_bytes": head_bytes + _SLACK, "head_timeout": head_timeout}
-    return type("GatewayProtocol", (BoundedProtocol,), bounds)
+def _disconnect(cycle: RequestResponseCycle) -> None:
+    cycle.disconnected = True
+    cycle.message_event.set()
+
+
+def bounded(bounds: Bounds) -> type[BoundedProtocol]:
+    """The protocol of connections with ``bounds``."""
+    return type("GatewayProtocol", (BoundedProtocol,), {"bounds": bounds})
 
 
 def listen(host: str, port: int, *, backlog: int = 2048) -> socket.socket:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from celery_streams.errors import StoreUnavailable
 from celery_streams.gateway.problems import Problem
-from celery_streams.gateway.replies import Replies, Scope, Send
+from celery_streams.gateway.replies import FULL, Replies, Scope, Send
 from celery_streams.protocol import ProtocolStore
 from celery_streams.slots import Slot
 
@@ -38,19 +38,31 @@ class Health:
         await self._replies.reply(scope, send, 200, _HEADERS, b'{"status":"alive"}')
 
     async def ready(self, scope: Scope, send: Send, store: ProtocolStore) -> None:
-        """The store answers, and this process is going to stay.
+        """The store answers, and this process is going to stay and has room.
 
         Raises:
             Problem: 503.
         """
         if self._draining():
             raise Problem(503, "draining", "this gateway is shutting down; use another")
+        if FULL in scope:
+            raise full()
         checking = self._checking
         if checking is None or checking.done() or checking.get_loop() is not _loop():
             # However many ask at once, the store is asked once.
             checking = self._checking = asyncio.create_task(_check(store))
         await asyncio.shield(checking)
         await self._replies.reply(scope, send, 200, _HEADERS, b'{"status":"ready"}')
+
+
+def full() -> Problem:
+    """The problem of a client for whom there is no connection left."""
+    return Problem(
+        503,
+        "full",
+        "this gateway has all the connections it takes; use another, or try again soon",
+        headers={"retry-after": _RETRY_AFTER},
+    )
 
 
 def _loop() -> asyncio.AbstractEventLoop:

@@ -27,6 +27,7 @@ _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _ENCODED_CONTROL = re.compile(rb"%(?:[01][0-9A-Fa-f]|7[Ff])")
 _OTHER_SLASHES = re.compile(rb"\\|%2[Ff]|%5[Cc]")
 _SUBSCRIBED = re.compile(rb"(/v1/stream/__ds/subscriptions/[^/]+/streams/)(.+)", re.DOTALL)
+_HOST = re.compile(rb"[\w.~!$&'()*+,;=%:\[\]-]*")
 _DIGITS = re.compile(rb"[0-9]{1,18}")
 
 
@@ -66,9 +67,20 @@ def check_request(scope: Mapping[str, Any], settings: StreamsSettings) -> None:
         )  # fmt: skip
     headers: list[tuple[bytes, bytes]] = list(scope["headers"])
     check_headers(headers, settings.gateway_max_header_bytes)
+    _check_host(headers, scope.get("http_version"))
     check_path(_control_path(path, scope.get("root_path") or ""))
     if _NOT_IN_A_URL.search(query) or _ENCODED_CONTROL.search(query):
         raise Problem(400, "bad-query", "the query contains a control or another bad character")
+
+
+def _check_host(headers: Headers, version: str | None) -> None:
+    """RFC 9112, 3.2: HTTP/1.1 names its host, once, and as a URL would."""
+    host = next((value for name, value in headers if name.lower() == b"host"), None)
+    if host is None:
+        if version == "1.1":
+            raise Problem(400, "host-missing", "a request of HTTP/1.1 needs the header Host")
+    elif not _HOST.fullmatch(host):
+        raise Problem(400, "bad-header", "the header 'host' is not a host with or without a port")
 
 
 def _control_path(path: bytes, root: str) -> bytes:

@@ -29,11 +29,16 @@ class Problem(Exception):
         # ASGI wants lower case.
         self.headers: Mapping[str, str] = {k.lower(): v for k, v in (headers or {}).items()}
 
+    @property
+    def title(self) -> str:
+        """The status's phrase."""
+        return _phrase(self.status)
+
     def body(self) -> bytes:
         """The problem document (RFC 9457, section 3)."""
         document = {
             "type": "about:blank",  # section 4.2.1: then the title is the status's phrase
-            "title": _phrase(self.status),
+            "title": self.title,
             "status": self.status,
             "code": self.code,
             "detail": self.detail,

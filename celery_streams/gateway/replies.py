@@ -20,6 +20,9 @@ CUT_OFF = "celery_streams.cut_off"
 #: In a request's scope, if the server can: sends a part of the answer that has begun, at once;
 #: false if the client does not take it now.
 WRITE = "celery_streams.write"
+#: In a request's scope if the server has all the connections it takes: whether this one came
+#: too late to be served.
+FULL = "celery_streams.full"
 
 #: On every answer: nothing is sniffed, framed or run as a page, whatever a client has written
 #: into a stream (PROTOCOL 12.7).
@@ -108,6 +111,30 @@ class Replies:
         """The problem as a document."""
         headers = {"content-type": PROBLEM_JSON, "cache-control": "no-store", **problem.headers}
         await self.reply(scope, send, problem.status, headers, problem.body())
+
+    def last_words(self, problem: Problem, headers: list[tuple[bytes, bytes]]) -> bytes:
+        """The problem as the last answer on a connection that has sent no request to answer.
+
+        ``headers`` are the server's own.
+        """
+        self.begun["-", problem.status] += 1
+        body = problem.body()
+        every = {
+            "content-type": PROBLEM_JSON,
+            "cache-control": "no-store",
+            **problem.headers,
+            "content-length": str(len(body)),
+            "connection": "close",
+        }
+        lines = b"".join(
+            b"%b: %b\r\n" % header for header in (*headers, *self._always, *_packed(every))
+        )
+        return b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (
+            problem.status,
+            problem.title.encode(),
+            lines,
+            body,
+        )
 
     async def preflight(self, scope: Scope, send: Send) -> None:
         """What a browser asks before a request from another origin."""

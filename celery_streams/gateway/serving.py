@@ -19,7 +19,13 @@ import uvicorn
 from uvicorn.config import LOGGING_CONFIG
 
 from celery_streams.gateway.application import Gateway
-from celery_streams.gateway.connections import KEEP_ALIVE, BoundedProtocol, bounded
+from celery_streams.gateway.connections import (
+    HEAD_SLACK,
+    KEEP_ALIVE,
+    BoundedProtocol,
+    Bounds,
+    bounded,
+)
 from celery_streams.settings import StreamsSettings
 
 logger = logging.getLogger("celery_streams.gateway")
@@ -44,16 +50,20 @@ def serve(
     ``lifeline`` is a file descriptor whose end is as good as SIGTERM: of a pipe that only the
     supervisor can write to, so that no process outlives it.
     """
-    heads = settings.gateway_max_header_bytes + settings.gateway_max_url_bytes
+    bounds = Bounds(
+        gateway.refusal,
+        head_bytes=settings.gateway_max_header_bytes + settings.gateway_max_url_bytes + HEAD_SLACK,
+        url_bytes=settings.gateway_max_url_bytes + HEAD_SLACK,
+        connections=_most_connections(settings.gateway_max_connections),
+    )
     config = uvicorn.Config(
         gateway,
-        http=bounded(heads),
+        http=bounded(bounds),
         ws="none",
         lifespan="on",
         log_config=logging_config(),
         access_log=access_log,
         server_header=False,
-        limit_concurrency=_most_connections(settings.gateway_max_connections),
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=int(settings.gateway_shutdown_timeout + _AFTERWARDS),
     )
@@ -116,7 +126,7 @@ class Server(uvicorn.Server):
     def _cut_off_rest(self) -> None:
         left = list(self.server_state.connections)
         if left:
-            logger.warning("cutting off %d connections that have not ended by now", len(left))
+            logger.warning("cutting off connections that have not ended by now: %d", len(left))
         for connection in left:
             if isinstance(connection, BoundedProtocol):
                 connection.cut_off()

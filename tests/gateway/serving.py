@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -76,6 +77,32 @@ class Gateway:
         with suppress(psutil.NoSuchProcess):
             return psutil.Process(self.process.pid).children()
         return []
+
+
+def answer(connection: socket.socket) -> Answer:
+    """The whole of the next answer, head and body, however many packets bring it.
+
+    Without a length its body is all that comes until the connection ends.
+    """
+    received = bytearray()
+
+    def more() -> bool:
+        data = connection.recv(65536)
+        received.extend(data)
+        return bool(data)
+
+    while (size := received.find(b"\r\n\r\n")) < 0:
+        if not more():
+            raise ConnectionError(f"the connection ended in {bytes(received)!r}")
+    status, *lines = received[:size].decode("latin-1").split("\r\n")
+    del received[: size + 4]
+    headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+    code = int(status.split()[1])
+    if code not in (204, 304):
+        length = int(headers.get("content-length", -1))
+        while len(received) != length and more():
+            pass
+    return Answer(code, headers, bytes(received))
 
 
 async def ask(app: Any, method: str, path: str, body: bytes = b"", **headers: str) -> Answer:

@@ -1,0 +1,274 @@
+"""The gateway on a raw connection: what is no request, HTTP/1.0, more clients than it takes."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from celery_streams.gateway.connections import listen
+from tests.gateway.following import create
+from tests.gateway.serving import Answer, Gateway, answer, serving
+from tests.servers import ValkeyProcess
+from tests.servers.children import eventually
+
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def gateway(valkey: ValkeyProcess) -> Iterator[Gateway]:
+    """One without tokens, for tests that leave it as it was."""
+    with serving(valkey.url) as gateway:
+        yield gateway
+
+
+def connected(gateway: Gateway) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", gateway.port), timeout=15)
+
+
+def refused(found: Answer, status: int, code: str) -> None:
+    """A problem document, with the headers that every answer carries."""
+    assert found.status == status, found
+    assert found.headers["content-type"] == "application/problem+json"
+    assert found.headers["x-content-type-options"] == "nosniff"
+    assert found.headers["content-security-policy"].startswith("default-src 'none'")
+    assert found.headers["cache-control"] == "no-store"
+    assert found.document["status"] == status
+    assert found.document["code"] == code
+
+
+def request(target: str, *headers: str, method: str = "GET", version: str = "1.1") -> bytes:
+    return "\r\n".join([f"{method} {target} HTTP/{version}", *headers, "", ""]).encode("latin-1")
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "code"),
+    [
+        (request("/healthz", "host: x", "x-nul: a\0b"), 400, "bad-request"),
+        (request("/healthz", "content-length: 1", "content-length: 2"), 400, "bad-request"),
+        (request("/", "content-length: 1", "transfer-encoding: chunked"), 400, "bad-request"),
+        (request("/healthz", "host: x", "transfer-encoding: chunked, gzip"), 400, "bad-request"),
+        (request("/healthz", "host: x", method="BREW"), 400, "bad-request"),
+        (request("/v1/stream/\xff", "host: x"), 400, "bad-request"),
+        (request("nowhere", "host: x"), 400, "bad-request"),
+        (request("x:443", "host: x", method="CONNECT"), 400, "bad-request"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 500, 400, "bad-request"),
+        (request("/v1/stream/" + "x" * 200_000, "host: x"), 414, "url-too-long"),
+        (request("/v1/stream/" + "x" * 13_000, "host: x"), 414, "url-too-long"),
+        (b"GET /" + b"x" * 40_000, 414, "url-too-long"),
+        (b"GET / HTTP/1.1\r\nhost: x\r\nx: " + b"y" * 50_000, 431, "headers-too-large"),
+        (request("/healthz", "host: x", version="2.0"), 505, "http-version"),
+    ],
+    ids=["nul", "lengths", "length-and-chunks", "coding", "method", "byte", "target", "connect",
+         "tls", "url", "url-a-little", "url-endless", "head-endless", "version"],
+)  # fmt: skip
+def test_what_is_no_request_is_refused_with_a_problem_document(
+    gateway: Gateway, data: bytes, status: int, code: str
+) -> None:
+    """Also what the HTTP parser refuses; the connection ends after it, and not by a reset."""
+    with connected(gateway) as connection:
+        connection.sendall(data)
+        found = answer(connection)
+        refused(found, status, code)
+        assert found.headers["connection"] == "close"
+        assert found.headers["access-control-allow-origin"] == "*"
+        assert connection.recv(100) == b""
+    assert "Traceback" not in gateway.log.text
+
+
+def test_a_body_that_is_none_is_refused_and_leaves_nothing_behind(gateway: Gateway) -> None:
+    """A chunk without a size: 400, once, and nothing is appended."""
+    path = f"/v1/stream/bad-{time.time_ns()}"
+    create(gateway, path)
+    with connected(gateway) as connection:
+        head = request(
+            path, "host: x", "content-type: application/json", "transfer-encoding: chunked",
+            method="POST",
+        )  # fmt: skip
+        connection.sendall(head + b"3\r\n[1]\r\n" + b"what?\r\n")
+        refused(answer(connection), 400, "bad-request")
+        assert connection.recv(100) == b""
+    assert gateway.request("GET", path).document == []
+
+
+def test_garbage_behind_a_request_is_not_answered_within_its_answer(gateway: Gateway) -> None:
+    """A live read goes on to its end; then the connection closes."""
+    path = f"/v1/stream/behind-{time.time_ns()}"
+    create(gateway, path, 1)
+    with connected(gateway) as connection:
+        connection.sendall(request(f"{path}?live=sse&offset=-1", "host: x"))
+        received = _until(connection, b"upToDate")
+        connection.sendall(b"\0\0\0\0 what is this\r\n\r\n")
+        connection.sendall(b"y" * 100_000)
+        gateway.log.wait_for("Invalid HTTP request")
+        gateway.append(path, 2)
+        gateway.request("POST", path, None, {"stream-closed": "true"})
+        received += _rest(connection)
+    assert received.count(b"HTTP/1.1") == 1
+    assert b"data:[2]" in received
+    assert received.endswith(b"0\r\n\r\n")
+
+
+def test_a_head_behind_a_request_has_a_size_too(gateway: Gateway) -> None:
+    """While a live read is open its client cannot fill the memory with headers."""
+    path = f"/v1/stream/behind-{time.time_ns()}"
+    create(gateway, path, 1)
+    with connected(gateway) as connection:
+        connection.sendall(request(f"{path}?live=sse&offset=-1", "host: x"))
+        received = _until(connection, b"upToDate")
+        connection.sendall(b"GET / HTTP/1.1\r\nx: " + b"y" * 200_000)
+        gateway.append(path, 2)
+        gateway.request("POST", path, None, {"stream-closed": "true"})
+        received += _rest(connection)
+    assert b"data:[2]" in received
+    assert received.endswith(b"0\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ([], "host-missing"),
+        (["host: a", "host: b"], "duplicate-header"),
+        (["host: a", "Host: a"], "duplicate-header"),
+        (["host: a b"], "bad-header"),
+        (["host: a/b"], "bad-header"),
+    ],
+)
+def test_a_request_names_its_host_once(gateway: Gateway, headers: list[str], code: str) -> None:
+    """RFC 9112, 3.2: none, two, or one that is no host are 400 under HTTP/1.1."""
+    with connected(gateway) as connection:
+        connection.sendall(request("/healthz", *headers))
+        refused(answer(connection), 400, code)
+        connection.sendall(request("/healthz", "host: [::1]:8080"))
+        assert answer(connection).status == 200
+
+
+def test_http_1_0_needs_no_host(gateway: Gateway) -> None:
+    """Health checks of old load balancers; the connection ends with the answer."""
+    with connected(gateway) as connection:
+        connection.sendall(request("/healthz", version="1.0"))
+        found = answer(connection)
+        assert found.status == 200
+        assert found.document == {"status": "alive"}
+        assert connection.recv(100) == b""
+
+
+def test_http_1_0_gets_events_without_chunks(gateway: Gateway) -> None:
+    """A live read under HTTP/1.0 is plain bytes up to the end of the connection."""
+    path = f"/v1/stream/old-{time.time_ns()}"
+    create(gateway, path, 1)
+    with connected(gateway) as connection:
+        connection.sendall(request(f"{path}?live=sse&offset=-1", version="1.0"))
+        received = _until(connection, b"upToDate")
+        gateway.append(path, 2)
+        received += _until(connection, b"data:[2]")
+        gateway.append(path, *["x" * 50_000] * 10)
+        gateway.request("POST", path, None, {"stream-closed": "true"})
+        received += _rest(connection)
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head
+    assert b"content-length" not in head
+    assert b"connection: close" in head
+    assert body.startswith(b"event: data\n")
+    assert b"\r" not in body
+    lines = [line for line in body.split(b"\n") if line.startswith(b"data:[")]
+    assert [value for line in lines for value in json.loads(line[5:])] == [
+        1,
+        2,
+        *["x" * 50_000] * 10,
+    ]
+    assert b'"streamClosed":true' in body
+    assert "Traceback" not in gateway.log.text
+
+
+def test_a_full_gateway_tells_clients_to_come_back_and_probes_that_it_lives(
+    valkey: ValkeyProcess,
+) -> None:
+    """Beyond ``gateway_max_connections``: 503 problems with Retry-After, but /healthz says 200.
+
+    Who has connected before is served; freed places are given again.
+    """
+    with serving(valkey.url, CELERY_STREAMS_GATEWAY_MAX_CONNECTIONS="3") as gateway:
+        create(gateway, "/v1/stream/full")
+        inside = [connected(gateway) for _ in range(3)]
+        for each in inside:  # none of them is a moment too late
+            each.sendall(request("/v1/stream/full", "host: x"))
+            assert answer(each).status == 200
+        assert gateway.request("GET", "/healthz").status == 200
+        for path, method in (("/readyz", "GET"), ("/v1/stream/full", "GET"), ("/v1/runs/x", "GET")):
+            found = gateway.request(method, path)
+            refused(found, 503, "full")
+            assert int(found.headers["retry-after"]) > 0
+            assert found.headers["connection"] == "close"
+        with connected(gateway) as late:
+            for each in inside:
+                each.sendall(request("/v1/stream/full", "host: x"))
+                assert answer(each).status == 200
+            inside[0].sendall(request("/readyz", "host: x"))
+            refused(answer(inside[0]), 503, "full")
+            began = time.monotonic()
+            assert late.recv(100) == b""  # it keeps others out, and says nothing
+            assert time.monotonic() - began < 8
+        for each in inside[1:]:
+            each.close()
+        eventually(
+            lambda: gateway.request("GET", "/v1/stream/full").status == 200, "there is room again"
+        )
+        eventually(lambda: gateway.request("GET", "/readyz").status == 200, "it is ready")
+        inside[0].close()
+
+
+def test_accepted_connections_notice_peers_that_have_vanished(gateway: Gateway) -> None:
+    """The kernel's keepalive timer runs on them, with about half a minute to go."""
+    listener = listen("127.0.0.1", 0)
+    with listener, socket.create_connection(listener.getsockname()) as client:
+        listener.setblocking(True)
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            if hasattr(socket, "TCP_KEEPIDLE"):
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
+            assert not client.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    if not Path("/proc/net/tcp").exists():
+        return
+    with connected(gateway) as connection:
+        connection.sendall(request("/healthz", "host: x"))
+        answer(connection)
+        ours = f"0100007F:{gateway.port:04X} 0100007F:{connection.getsockname()[1]:04X} 01"
+
+        def timer() -> list[str]:
+            rows = Path("/proc/net/tcp").read_text().splitlines()
+            (row,) = [row.split() for row in rows if ours in row]
+            return row[5].split(":")
+
+        # "02": a timer that is neither retransmission nor TIME_WAIT.
+        eventually(lambda: timer()[0] == "02", "the keepalive timer runs")
+        assert 0 < int(timer()[1], 16) <= 31 * 100
+
+
+def test_a_small_answer_is_one_packet(gateway: Gateway) -> None:
+    """Head and body leave in one write."""
+    with connected(gateway) as connection:
+        for _ in range(20):
+            connection.sendall(request("/healthz", "host: x"))
+            assert connection.recv(65536).endswith(b'{"status":"alive"}')
+
+
+def _until(connection: socket.socket, what: bytes) -> bytes:
+    received = b""
+    while what not in received:
+        data = connection.recv(65536)
+        assert data, received
+        received += data
+    return received
+
+
+def _rest(connection: socket.socket) -> bytes:
+    received = b""
+    while data := connection.recv(65536):
+        received += data
+    return received
