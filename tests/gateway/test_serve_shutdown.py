@@ -90,25 +90,33 @@ def test_a_long_poll_ends_with_the_gateway(two: tuple[Gateway, Gateway]) -> None
     assert took < 2
 
 
-def test_whoever_does_not_read_is_not_waited_for(valkey: ValkeyProcess) -> None:
-    """With a reader that is stuck, the process still ends soon, with status 0."""
+@pytest.mark.parametrize("query", ["?live=sse&offset=-1", "?offset=-1"], ids=["live", "plain"])
+def test_whoever_does_not_read_is_cut_off_when_its_time_is_over(
+    valkey: ValkeyProcess, query: str
+) -> None:
+    """It has ``gateway_shutdown_timeout`` seconds, not less; the process ends then, with 0."""
     valkey.flush()
-    with serving(valkey.url, CELERY_STREAMS_GATEWAY_SHUTDOWN_TIMEOUT="1") as gateway:
+    size = 24 << 20  # one event that no socket's buffers hold
+    env = {
+        "CELERY_STREAMS_GATEWAY_SHUTDOWN_TIMEOUT": "2",
+        "CELERY_STREAMS_GATEWAY_MAX_BODY_BYTES": str(size + 100),
+        "CELERY_STREAMS_MAX_CHUNK_BYTES": str(size + 100),
+    }
+    with serving(valkey.url, **env) as gateway:
         gateway.request("PUT", PATH, headers={"content-type": "application/json"})
-        for _ in range(20):
-            gateway.append(PATH, *["x" * 300_000] * 2)
-
-        stuck = socket.socket()
-        stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        stuck.connect(("127.0.0.1", gateway.port))
-        stuck.sendall(f"GET {PATH}?live=sse&offset=-1 HTTP/1.1\r\nhost: a\r\n\r\n".encode())
-        assert stuck.recv(100)
-        began = time.monotonic()
-        assert end(gateway.process) == 0
-        assert time.monotonic() - began < 6
-        stuck.close()
+        gateway.append(PATH, "x" * size)
+        with socket.socket() as stuck:
+            stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            stuck.connect(("127.0.0.1", gateway.port))
+            stuck.sendall(f"GET {PATH}{query} HTTP/1.1\r\nhost: a\r\n\r\n".encode())
+            assert stuck.recv(100)
+            began = time.monotonic()
+            assert end(gateway.process) == 0
+            assert 2 <= time.monotonic() - began < 7
         gateway.log.join()
+        assert "cutting off connections that have not ended by now: 1" in gateway.log.text
         assert "Traceback" not in gateway.log.text
+        assert "ERROR" not in gateway.log.text
 
 
 def test_a_worker_process_that_is_killed_is_replaced_and_its_readers_go_on(
