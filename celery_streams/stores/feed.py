@@ -161,6 +161,9 @@ class _Node:
         self._joined: set[str] = set()
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
 
+    def __str__(self) -> str:
+        return self.where or str(self._link.address)
+
     async def join(self, channel: str) -> None:
         """Subscribe and wait until the server has confirmed it."""
         if channel in self._joined:
@@ -216,7 +219,7 @@ class _Node:
 
     async def _send(self, verb: str, channel: str) -> None:
         if self._connection is None or not self.usable:
-            raise StoreUnavailable(f"the subscription connection to {self.where} was lost")
+            raise StoreUnavailable(f"the subscription connection to {self} was lost")
         await self._connection.send_command(verb, channel)
 
     async def _read(self, connection: AsyncConnection) -> None:
@@ -227,7 +230,7 @@ class _Node:
                 self._heard = True
                 self._take(push)
         except REDIS_ERRORS as error:
-            logger.info("a subscription connection to %s was lost: %s", self.where, error)
+            logger.info("a subscription connection to %s was lost: %s", self, error)
             self._fail()
 
     async def _listen_for_life(self, connection: AsyncConnection) -> None:
@@ -241,7 +244,7 @@ class _Node:
                 await connection.send_command("PING", check_health=False)
                 await asyncio.sleep(self._timeout)
             if not self._heard:
-                logger.info("a subscription connection to %s is silent", self.where)
+                logger.info("a subscription connection to %s is silent", self)
                 self._fail()
 
     def _take(self, push: list[Any]) -> None:
@@ -265,11 +268,12 @@ class _Node:
         if not self.usable:
             return
         self.usable = False
-        error = StoreUnavailable(f"the subscription connection to {self.where} was lost")
+        error = StoreUnavailable(f"the subscription connection to {self} was lost")
         for waiting in self._waiting.values():
             for confirmed in waiting:
                 if not confirmed.done():
                     confirmed.set_exception(error)
+                    confirmed.exception()  # seen: whoever waits may have given up already
         self._waiting.clear()
         for task in (self._reader, self._watch):
             if task is not None and task is not asyncio.current_task():

@@ -15,64 +15,76 @@ from celery_streams.subscriptions.config import InvalidSubscription
 from celery_streams.subscriptions.store import SubscriptionConflict
 from celery_streams.subscriptions.tasks import HEADER
 from tests.gateway.hooks import CONTROL, eventually, nodes
+from tests.gateway.subscribed import APP, noted, produce
+from tests.servers import ValkeyProcess
 from tests.workers import worker
 
-APP = "tests.apps.subscribed_app"
+
+@pytest.fixture(scope="module")
+def broker():
+    """A server of this module's own: what is left over by others stays away from its workers."""
+    with ValkeyProcess() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def working(broker):
+    """One worker for most tests; each has other streams."""
+    with worker(APP, broker, concurrency=2) as running:
+        yield running
 
 
 @pytest.fixture
-def url(valkey) -> str:
-    valkey.flush()
-    return valkey.url
+def running(working, broker):
+    """The worker, and a store without streams; its broker is another database."""
+    broker.client().flushdb()
+    return working
 
 
-def noted(client):
-    return {key.decode(): int(count) for key, count in client.hgetall("noted").items()}
+def drive(running, task, check, *, lease=1.0):
+    """Subscribe ``task``, produce chunks, and ``check(running, node, name, client)``."""
 
-
-def drive(valkey, task, check, *, pattern="runs/*/default", lease=1.0, copies=1):
-    """Subscribe ``task``, produce chunks, and ``check(running, node, client)``."""
-
-    async def main(running):
-        async with nodes(valkey.url, 2, secret="test secret") as found:
+    async def main():
+        async with nodes(running.streams_url, 2, secret="test secret") as found:
             for node in found:
                 node.streams._app = running.app
                 await node.ask("GET", f"{CONTROL}/jwks.json")  # its loop has started
             name = await asyncio.to_thread(
-                lambda: found[0].streams.subscribe(pattern, f"{APP}.{task}", lease=lease)
+                lambda: found[0].streams.subscribe("runs/*/default", f"{APP}.{task}", lease=lease)
             )
             await check(running, found[1], name, found[0].streams.runtime.link.client)
 
-    with worker(APP, valkey, concurrency=copies) as running:
-        asyncio.run(main(running))
+    asyncio.run(main())
 
 
-def produce(running, count):
-    result = running.app.send_task(f"{APP}.produce", (count,))
-    result.get(timeout=20)
-    return {f"runs/{result.id}/default#{number}": 1 for number in range(count)}
+async def every_chunk_once(running, node, name, client):
+    """Produce, and see it processed and acknowledged."""
+    expected: dict[str, int] = {}
+    for count in (1, 5, 30):
+        expected |= await asyncio.to_thread(produce, running, count)
+    await eventually(lambda: noted(client) == expected, "every chunk once", timeout=20)
+
+    async def settled():
+        acked = await node.acked(name)
+        return sum(acked.values()) == 36
+
+    await eventually(settled, "the acks")
+    assert (await node.describe(name))["status"] == "active"
 
 
-def test_success_acknowledges(valkey, url):
+def test_success_acknowledges(running):
     """Every chunk is processed once, and acknowledged."""
-
-    async def check(running, node, name, client):
-        expected: dict[str, int] = {}
-        for count in (1, 5, 30):
-            expected |= await asyncio.to_thread(produce, running, count)
-        await eventually(lambda: noted(client) == expected, "every chunk once", timeout=20)
-
-        async def settled():
-            acked = await node.acked(name)
-            return sum(acked.values()) == 36
-
-        await eventually(settled, "the acks")
-        assert (await node.describe(name))["status"] == "active"
-
-    drive(valkey, "note", check)
+    drive(running, "note", every_chunk_once)
 
 
-def test_failure_is_tried_again_with_pauses(valkey, url):
+def test_tasks_on_a_cluster(broker, cluster):
+    """The same where subscription, streams and index lie on different nodes."""
+    cluster.flush()
+    with worker(APP, broker, streams_url=cluster.url, queue="on-a-cluster") as running:
+        drive(running, "note", every_chunk_once)
+
+
+def test_failure_is_tried_again_with_pauses(running):
     """A failing task is sent again after 1 s, then 2 s."""
 
     async def check(running, node, name, client):
@@ -88,10 +100,10 @@ def test_failure_is_tried_again_with_pauses(valkey, url):
 
         await eventually(settled, "the end of the failures")
 
-    drive(valkey, "fail_first", check)
+    drive(running, "fail_first", check)
 
 
-def test_a_retry_is_the_same_wake(valkey, url):
+def test_a_retry_is_the_same_wake(running):
     """Its message has the header of the first one's: it takes the wake, and is not ignored."""
 
     async def check(running, node, name, client):
@@ -107,10 +119,10 @@ def test_a_retry_is_the_same_wake(valkey, url):
 
         await eventually(settled, "the acks")
 
-    drive(valkey, "retry_twice", check, copies=2)
+    drive(running, "retry_twice", check)
 
 
-def test_retries_that_run_out_are_a_failure(valkey, url):
+def test_retries_that_run_out_are_a_failure(running):
     """The task is sent again, as another one."""
 
     async def check(running, node, name, client):
@@ -120,10 +132,10 @@ def test_retries_that_run_out_are_a_failure(valkey, url):
         assert first == again != other
         assert running.app.AsyncResult(first.decode()).state == "FAILURE"
 
-    drive(valkey, "retry_in_vain", check)
+    drive(running, "retry_in_vain", check)
 
 
-def test_a_lease_lasts_as_long_as_the_task(valkey, url):
+def test_a_lease_lasts_as_long_as_the_task(running):
     """A task longer than its lease is executed once."""
 
     async def check(running, node, name, client):
@@ -133,10 +145,10 @@ def test_a_lease_lasts_as_long_as_the_task(valkey, url):
         assert noted(client) == expected
         assert client.get("slow") == b"1"
 
-    drive(valkey, "slow", check, copies=2)
+    drive(running, "slow", check)
 
 
-def test_a_worker_that_dies_is_replaced(valkey, url):
+def test_a_worker_that_dies_is_replaced(running):
     """The lease runs out and the task is sent again."""
 
     async def check(running, node, name, client):
@@ -144,15 +156,15 @@ def test_a_worker_that_dies_is_replaced(valkey, url):
         await eventually(lambda: noted(client) == expected, "the chunks", timeout=30)
         assert client.get("deaths") == b"2"
 
-    drive(valkey, "die_first", check)
+    drive(running, "die_first", check)
 
 
-def test_a_message_that_comes_twice_is_executed_once(valkey, url, monkeypatch):
+def test_a_message_that_comes_twice_is_executed_once(running, monkeypatch):
     """The copy finds the wake taken."""
 
-    async def main(running):
-        sent = []
-        async with nodes(valkey.url, secret="test secret") as (node,):
+    async def main():
+        sent, before = [], len(running.log.text)
+        async with nodes(running.streams_url, secret="test secret") as (node,):
             send = running.app.send_task
 
             def twice(task, args, headers, **options):
@@ -167,38 +179,39 @@ def test_a_message_that_comes_twice_is_executed_once(valkey, url, monkeypatch):
             await asyncio.to_thread(result.get, timeout=20)
             client = node.streams.runtime.link.client
             await eventually(lambda: len(noted(client)) == 3, "the chunks")
-            await asyncio.to_thread(running.log.wait_for, "is not for this task any more")
+            await asyncio.to_thread(
+                running.log.wait_for, "is not for this task any more", after=before
+            )
             assert set(noted(client).values()) == {1}
             assert HEADER in sent[0]
 
-    with worker(APP, valkey, concurrency=2) as running:
-        asyncio.run(main(running))
+    asyncio.run(main())
 
 
-def test_what_was_written_while_no_gateway_ran(valkey, url):
+def test_what_was_written_while_no_gateway_ran(running):
     """The first gateway finds streams that are newer than the subscription."""
-    with worker(APP, valkey) as running:
-        running.app.conf.update(broker_url=running.broker_url)
-        streams = Streams(running.app, url=url, secret="test secret")
-        before = produce(running, 2)
-        name = streams.subscribe("runs/**", f"{APP}.note")
-        after = produce(running, 3)
-        streams.close()
+    url = running.streams_url
+    streams = Streams(running.app, url=url, secret="test secret")
+    before = produce(running, 2)
+    name = streams.subscribe("runs/**", f"{APP}.note")
+    after = produce(running, 3)
+    streams.close()
 
-        async def main():
-            async with nodes(url, secret="test secret") as (node,):
-                node.streams._app = running.app
-                client = node.streams.runtime.link.client
-                await node.acked(name)  # its loop has started
-                await eventually(lambda: noted(client) == after, "the new run's chunks")
-                assert not set(noted(client)) & set(before)
+    async def main():
+        async with nodes(url, secret="test secret") as (node,):
+            node.streams._app = running.app
+            client = node.streams.runtime.link.client
+            await node.acked(name)  # its loop has started
+            await eventually(lambda: noted(client) == after, "the new run's chunks")
+            assert not set(noted(client)) & set(before)
 
-        asyncio.run(main())
+    asyncio.run(main())
 
 
-def test_saying_the_same_again_changes_nothing(url):
+def test_saying_the_same_again_changes_nothing(valkey):
     """subscribe() is idempotent, also within an event loop; another configuration is refused."""
-    streams = Streams(Celery("x", set_as_current=False), url=url, secret="test secret")
+    valkey.flush()
+    streams = Streams(Celery("x", set_as_current=False), url=valkey.url, secret="test secret")
     name = streams.subscribe("a/*", "proj.task")
     assert streams.subscribe("a/*", "proj.task") == name
     assert streams.subscribe("b/*", "proj.task") != name
