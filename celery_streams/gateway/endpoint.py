@@ -114,8 +114,12 @@ class StreamEndpoint:
         resumed = _headers(scope).get("last-event-id") if live == "sse" else None
         if offset is None and resumed is None:
             raise Problem(400, "missing-offset", "a live read needs an offset")
-        begin = wire.parse_offset(resumed or offset or "-1")
-        position = Position(target, begin, query.get("cursor"), access, resumed is not None)
+        told = False
+        if resumed:
+            begin, told = wire.parse_event_id(resumed)
+        else:
+            begin = wire.parse_offset(offset or "-1")
+        position = Position(target, begin, query.get("cursor"), access, told)
         read = self._live.sse if live == "sse" else self._live.long_poll
         await read(scope, receive, send, position)
 

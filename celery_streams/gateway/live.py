@@ -37,8 +37,8 @@ class Position:
     offset: int | Literal["now"]
     cursor: str | None
     access: Access
-    #: An ``EventSource`` has connected again by itself.
-    resumed: bool = False
+    #: The client has been told that the stream is closed. An ``EventSource`` comes back even so.
+    told: bool = False
 
 
 class LiveReads:
@@ -115,7 +115,7 @@ class LiveReads:
         following = self._following(receive, position, lifetime, write)
         async with following as (topic, follower, page):
             head = await self._head_of(page, position.target, follower)
-            if position.resumed and head.closed is not None and follower.offset >= head.end:
+            if position.told and head.closed is not None and follower.offset >= head.end:
                 # The only answer that keeps an EventSource from coming back for ever.
                 await self._replies.reply(scope, send, 204, {"stream-closed": "true"})
                 return
@@ -219,7 +219,7 @@ class LiveReads:
             closed=closed,
             run_state=run_state(topic.slot, head),
         )
-        return (wire.data_event(payloads, content_type) if payloads else b"") + control, end
+        return (wire.data_event(payloads, content_type, end) if payloads else b"") + control, end
 
     @asynccontextmanager
     async def _following(

@@ -13,6 +13,7 @@ Document = dict[str, Any]
 _TEXT = {"type": "string"}
 _WHOLE = {"type": "string", "pattern": r"^(0|[1-9][0-9]{0,15})$"}
 _TRUE = {"type": "string", "enum": ["true"]}
+_EVENT_ID = {"type": "string", "pattern": "^[0-9]{1,16}(-closed)?$"}
 _OFFSET = {"type": "string", "pattern": r"^(-1|now|[0-9]{1,16})$"}
 _NAME = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[A-Za-z0-9._~:-]+$"}
 
@@ -112,7 +113,7 @@ def _stream(path: str, what: str, /, **names: Document) -> Document:
                     _parameter("query", "offset", _OFFSET),
                     _parameter("query", "live", {"type": "string", "enum": ["long-poll", "sse"]}),
                     _parameter("query", "cursor", {"type": "string", "pattern": "^[0-9]{1,12}$"}),
-                    _parameter("header", "Last-Event-ID", {**_OFFSET, "pattern": "^[0-9]{1,16}$"}),
+                    _parameter("header", "Last-Event-ID", _EVENT_ID),
                     _parameter("header", "If-None-Match", {"type": "string", "pattern": '^"a?"$'}),
                 ],
                 "responses": {

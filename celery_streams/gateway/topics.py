@@ -115,7 +115,7 @@ class Topic:
     def next_cursor(self, theirs: str | None = None) -> str:
         """A cursor good for all followers: past every cursor that any of them came with."""
         newest = wire.cursor(theirs)
-        if self._cursor is None or int(newest) > int(self._cursor):
+        if self._cursor in (None, theirs) or int(newest) > int(self._cursor):
             self._cursor = newest
         return self._cursor
 
@@ -191,7 +191,7 @@ class Topic:
             self._unsettle(self.followers)
             return
         start, end = entry.end - entry.count, entry.end
-        frame = wire.data_event((entry.payload,), head.content_type) + self.control(end)
+        frame = wire.data_event((entry.payload,), head.content_type, end) + self.control(end)
         self._tail = end
         self._remember(start, end, frame)
         self.hub.counts.events += 1

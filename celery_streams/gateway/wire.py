@@ -27,6 +27,10 @@ _FIRST = "0000000000000000_0000000000000000"
 _INTERVAL = 20
 _CURSOR_EPOCH = 1728432000
 _CURSOR = re.compile(r"\d{1,12}", re.ASCII)
+_LARGEST_CURSOR = 10**12 - 1
+
+#: What follows the offset in the ``id`` of the event that says that the stream is closed.
+_CLOSED = "-closed"
 
 #: An SSE comment: keeps proxies from taking a silent stream for a dead one.
 HEARTBEAT = b":\n\n"
@@ -48,12 +52,25 @@ def parse_offset(text: str) -> int | Literal["now"]:
     raise Problem(400, "invalid-offset", "offset must be -1, now, or one this server has given")
 
 
+def parse_event_id(text: str) -> tuple[int | Literal["now"], bool]:
+    """Where a ``Last-Event-ID`` goes on, and whether its client knows that nothing follows.
+
+    Raises:
+        Problem: 400.
+    """
+    return parse_offset(text.removesuffix(_CLOSED)), text.endswith(_CLOSED)
+
+
 def cursor(theirs: str | None, now: float | None = None) -> str:
-    """The cursor after ``theirs``: never the same, never an earlier one (section 10.1)."""
+    """The cursor after ``theirs``: never the same, never an earlier one (section 10.1).
+
+    One that no later one could follow in 12 digits is none of ours, and begins anew.
+    """
     current = int(((time.time() if now is None else now) - _CURSOR_EPOCH) // _INTERVAL)
     if theirs is None or not _CURSOR.fullmatch(theirs) or int(theirs) < current:
         return str(current)
-    return str(int(theirs) + random.randint(1, 3600) // _INTERVAL + 1)
+    later = int(theirs) + random.randint(1, 3600) // _INTERVAL + 1
+    return str(later if later <= _LARGEST_CURSOR else current)
 
 
 def media_type(content_type: str) -> str:
@@ -82,11 +99,27 @@ def split_body(body: bytes, content_type: str, limit: int) -> list[bytes]:
     """The chunks of a request body. ``limit`` is the largest chunk, bytes.
 
     A JSON array is taken apart, one level (section 9.1.2); any other type has no boundaries,
-    so what is too large for one chunk becomes several.
+    so what is too large for one chunk becomes several. Text is cut between characters, so that
+    each chunk can be shown by itself.
     """
     if content_type == JSON:
         return _split_json(body, limit)
-    return [body[at : at + limit] for at in range(0, len(body), limit)]
+    chunks, at = [], 0
+    while at < len(body):
+        end = at + limit
+        if is_text(content_type):
+            end = _between_characters(body, at, end)
+        chunks.append(body[at:end])
+        at = end
+    return chunks
+
+
+def _between_characters(body: bytes, start: int, end: int) -> int:
+    """The last place up to ``end`` where UTF-8 can be cut; ``end`` itself if it is not UTF-8."""
+    for at in range(end, max(start, end - 4), -1):
+        if at >= len(body) or body[at] & 0b1100_0000 != 0b1000_0000:
+            return at
+    return end
 
 
 def _split_json(body: bytes, limit: int) -> list[bytes]:
@@ -167,19 +200,23 @@ def body_of(payloads: Sequence[bytes], content_type: str) -> bytes:
     return b"".join(b"".join(unframe(payload, content_type)) for payload in payloads)
 
 
-def data_event(payloads: Sequence[bytes], content_type: str) -> bytes:
-    """Framed payloads as one SSE ``data`` event."""
-    body = body_of(payloads, content_type)
+def data_event(payloads: Sequence[bytes], content_type: str, end: int) -> bytes:
+    """Framed payloads that end at ``end`` as one SSE ``data`` event.
+
+    It has the ``id`` of the control event behind it: an ``EventSource`` whose connection breaks
+    between the two has the data, and must not get it again.
+    """
+    body, token = body_of(payloads, content_type), offset_token(end).encode()
     if content_type == JSON:
-        return b"event: data\ndata:%b\n\n" % body
+        return b"event: data\ndata:%b\nid:%b\n\n" % (body, token)
     if not is_text(content_type):
-        return b"event: data\ndata:%b\n\n" % base64.b64encode(body)
+        return b"event: data\ndata:%b\nid:%b\n\n" % (base64.b64encode(body), token)
     # Every kind of line end that an EventSource knows ends a field (HTML, section 9.2.6).
     text = body.decode(errors="replace").replace("\r\n", "\n").replace("\r", "\n")
     lines = "".join(
         f"data: {line}\n" if line.startswith(" ") else f"data:{line}\n" for line in text.split("\n")
     )
-    return f"event: data\n{lines}\n".encode()
+    return f"event: data\n{lines}id:{offset_token(end)}\n\n".encode()
 
 
 def control_event(
@@ -193,7 +230,7 @@ def control_event(
     """The SSE ``control`` event after data that ends at ``end``.
 
     Its ``id`` is the offset, so that an ``EventSource`` that reconnects by itself says where it
-    stood. ``runState`` is ours (section 11.1).
+    stood, and whether it was told that the stream is closed. ``runState`` is ours (section 11.1).
     """
     # Written by hand: once an entry, this was a third of what fanning it out costs. Offsets and
     # cursors are digits.
@@ -201,6 +238,8 @@ def control_event(
     way = '"streamClosed":true' if closed else f'"streamCursor":"{cursor}"'
     fresh = ',"upToDate":true' if up_to_date else ""
     state = "" if run_state is None else f',"runState":{json.dumps(run_state)}'
+    told = _CLOSED if closed else ""
     return (
-        f'event: control\ndata:{{"streamNextOffset":"{token}",{way}{fresh}{state}}}\nid:{token}\n\n'
+        f'event: control\ndata:{{"streamNextOffset":"{token}",{way}{fresh}{state}}}\n'
+        f"id:{token}{told}\n\n"
     ).encode()

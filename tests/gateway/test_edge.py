@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import socket
 import time
@@ -185,6 +186,42 @@ def test_http_1_0_gets_events_without_chunks(gateway: Gateway) -> None:
     assert "Traceback" not in gateway.log.text
 
 
+def resumed(gateway: Gateway, path: str, event_id: bytes) -> bytes:
+    """What an ``EventSource`` gets that comes back with the ``id`` of the last event it took."""
+    with connected(gateway) as connection:
+        headers = ("host: x", f"last-event-id: {event_id.decode()}", "connection: close")
+        connection.sendall(request(f"{path}?live=sse&offset=-1", *headers))
+        return _rest(connection)
+
+
+@pytest.mark.parametrize("kind", ["application/json", "text/plain", "application/x-bytes"])
+def test_a_cut_between_any_two_events_loses_nothing_and_repeats_nothing(
+    gateway: Gateway, kind: str
+) -> None:
+    """Every event has an id; from each of them an ``EventSource`` gets the rest, then 204."""
+    path = f"/v1/stream/cuts-{time.time_ns()}"
+    gateway.request("PUT", path, None, {"content-type": kind})
+    with connected(gateway) as connection:
+        connection.sendall(request(f"{path}?live=sse&offset=-1", "host: x", version="1.0"))
+        received = _until(connection, b"upToDate")
+        for number in range(3):
+            gateway.request("POST", path, b"%d" % number, {"content-type": kind})
+            received += _until(connection, b"event: control")
+        gateway.request("POST", path, None, {"stream-closed": "true"})
+        received += _rest(connection)
+    events = received.partition(b"\r\n\r\n")[2].rstrip(b"\n").split(b"\n\n")
+    data = [b"event: data" in event for event in events]
+    assert data == [False, True, False, True, False, True, False, False]
+    for taken, event in enumerate(events, 1):
+        (event_id,) = [line[3:] for line in event.split(b"\n") if line.startswith(b"id:")]
+        rest = resumed(gateway, path, event_id)
+        if taken == len(events):
+            assert rest.startswith(b"HTTP/1.1 204")
+            continue
+        assert _taken(rest, kind) == b"012"[sum(data[:taken]) :]
+        assert b'"streamClosed":true' in rest
+
+
 def test_a_full_gateway_tells_clients_to_come_back_and_probes_that_it_lives(
     valkey: ValkeyProcess,
 ) -> None:
@@ -256,6 +293,17 @@ def test_a_small_answer_is_one_packet(gateway: Gateway) -> None:
         for _ in range(20):
             connection.sendall(request("/healthz", "host: x"))
             assert connection.recv(65536).endswith(b'{"status":"alive"}')
+
+
+def _taken(answered: bytes, kind: str) -> bytes:
+    """The digits of an answer's data."""
+    digits = b""
+    for event in answered.split(b"\n\n"):
+        if b"event: data" in event:
+            (line,) = [line[5:] for line in event.split(b"\n") if line.startswith(b"data:")]
+            bare = base64.b64decode(line) if kind == "application/x-bytes" else line
+            digits += bytes(byte for byte in bare if chr(byte).isdigit())
+    return digits
 
 
 def _until(connection: socket.socket, what: bytes) -> bytes:

@@ -111,6 +111,28 @@ def test_bytes_that_are_no_json(body: bytes) -> None:
     assert all(parsed(chunk) is not ... for chunk in chunks or ())
 
 
+@given(st.text(max_size=100), st.integers(4, 50))
+@example("\U0001f600" * 20, 5)
+def test_text_is_cut_between_characters(text: str, limit: int) -> None:
+    """Every chunk of a text can be shown by itself, and none is larger than allowed."""
+    try:
+        body = text.encode()
+    except UnicodeEncodeError:
+        return
+    chunks = wire.split_body(body, "text/plain;charset=utf-8", limit)
+    assert "".join(chunk.decode() for chunk in chunks) == text
+    assert all(limit - 3 <= len(chunk) <= limit for chunk in chunks[:-1])
+
+
+@given(st.binary(max_size=60), st.integers(1, 10))
+@example(b"\x80" * 30, 5)
+def test_text_that_is_none_is_cut_all_the_same(body: bytes, limit: int) -> None:
+    """Bytes that are no UTF-8, or a limit below a character: nothing is lost or too large."""
+    chunks = wire.split_body(body, "text/plain", limit)
+    assert b"".join(chunks) == body
+    assert all(0 < len(chunk) <= limit for chunk in chunks)
+
+
 @given(st.binary(max_size=200), st.integers(1, 50))
 def test_bytes_are_cut_and_put_together(body: bytes, limit: int) -> None:
     """Bytes are cut and put together."""
@@ -146,7 +168,7 @@ def test_events_of_json(several: list[Any]) -> None:
         chunks = wire.split_body(json.dumps(several, ensure_ascii=False).encode(), JSON, LIMIT)
     except UnicodeEncodeError:
         return
-    event = wire.data_event([frame(chunks, JSON)], JSON)
+    event = wire.data_event([frame(chunks, JSON)], JSON, 5)
     ((kind, data),) = events(event)
     assert kind == "data"
     assert parsed(data) == parsed(json.dumps(several))
@@ -161,7 +183,7 @@ def test_events_of_text(texts: list[str]) -> None:
         chunks = [text.encode() for text in texts]
     except UnicodeEncodeError:
         return
-    event = wire.data_event([frame(chunks, "text/plain")], "text/plain")
+    event = wire.data_event([frame(chunks, "text/plain")], "text/plain", 5)
     ((kind, data),) = events(event)
     assert kind == "data"
     assert data == "".join(texts).replace("\r\n", "\n").replace("\r", "\n")
@@ -171,7 +193,7 @@ def test_events_of_text(texts: list[str]) -> None:
 def test_events_of_bytes(chunks: list[bytes]) -> None:
     """Events of bytes."""
     kind = "application/octet-stream"
-    event = wire.data_event([frame(chunks, kind)], kind)
+    event = wire.data_event([frame(chunks, kind)], kind, 5)
     ((name, data),) = events(event)
     assert name == "data"
     assert base64.b64decode(data, validate=True) == b"".join(chunks)
@@ -213,7 +235,12 @@ def test_offsets_sort_as_text(one: int, other: int) -> None:
     assert (wire.offset_token(one) < wire.offset_token(other)) == (one < other)
 
 
-@given(st.floats(1.73e9, 4e9), st.text(max_size=14) | st.integers(0, 10**12).map(str))
+@given(
+    st.floats(1.73e9, 4e9),
+    st.text(max_size=14)
+    | st.integers(0, 10**13).map(str)
+    | st.integers(10**12 - 400, 10**12).map(str),
+)
 def test_a_cursor_is_never_one_that_was_given(now: float, theirs: str) -> None:
     """A cursor is never one that was given."""
     mine = wire.cursor(None, now)
@@ -222,8 +249,11 @@ def test_a_cursor_is_never_one_that_was_given(now: float, theirs: str) -> None:
     answer = wire.cursor(theirs, now)
     assert int(answer) >= int(mine)
     if theirs.isascii() and theirs.isdigit() and len(theirs) <= 12:
-        assert int(answer) > int(theirs) or int(theirs) < int(mine)
-        assert answer != theirs
+        starts_over = int(theirs) > 10**12 - 200
+        assert int(answer) > int(theirs) or int(theirs) < int(mine) or starts_over
+    assert answer != theirs
+    assert len(answer) <= 12
+    assert wire.cursor(answer, now) != answer
     assert math.isfinite(float(answer))
 
 
