@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import click
 
 from celery_streams.cli.doctor import Finding, examine
+from celery_streams.cli.printer import Printer, say, shown
 from celery_streams.cli.project import app_errors, app_of, streams_of
 from celery_streams.cli.serve import serve
 from celery_streams.cli.token import token
@@ -29,7 +29,7 @@ class StreamsGroup(click.Group):
         try:
             return super().invoke(ctx)
         except StreamError as error:
-            click.echo(f"Error: {_one_line(error)}", err=True)
+            say(f"Error: {_one_line(error)}", err=True)
             ctx.exit(1)
 
 
@@ -77,8 +77,8 @@ def tail(
 ) -> None:
     """Print a stream's chunks, live, until it ends.
 
-    Text is printed as it comes, everything else as JSON. How the stream ended is said on
-    standard error.
+    Text is printed as it comes, everything else as JSON; control characters are shown to a
+    terminal, not sent. How the stream ended is said on standard error.
     """
     slot = _slot(names, session)
     reader = streams_of(ctx).open_reader(slot, offset, timeout)
@@ -109,7 +109,7 @@ def ls(ctx: click.Context, run_id: str) -> None:
         head = owner.head(run_id, key)
         state = head.closed or "open"
         numbers = (str(head.end), str(head.first), str(head.epoch))
-        rows.append((key, *numbers, state, head.content_type))
+        rows.append((shown(key), *numbers, state, shown(head.content_type)))
     for line in _table(rows, right=(1, 2, 3)):
         click.echo(line)
 
@@ -126,7 +126,7 @@ def head(ctx: click.Context, run_id: str, key: str, as_json: bool) -> None:
         click.echo(json.dumps(facts))
         return
     for name, value in facts.items():
-        click.echo(f"{name:<13} {'-' if value is None else value}")
+        say(f"{name:<13} {'-' if value is None else value}")
 
 
 @streams.command()
@@ -162,57 +162,6 @@ def doctor(ctx: click.Context) -> None:
 
 streams.add_command(serve)
 streams.add_command(token)
-
-
-#: Characters of a progress bar.
-_BAR = 40
-
-
-class Printer:
-    """Chunks on standard output: text as it is, the rest as JSON on lines of its own."""
-
-    def __init__(self, *, as_json: bool) -> None:
-        self._as_json = as_json
-        self._in_line = False
-        self._bars = not as_json and sys.stdout.isatty()
-
-    def __call__(self, chunk: Any) -> None:
-        """Print one chunk, at once."""
-        if isinstance(chunk, bytes) and not self._as_json:
-            self.end_line()
-            sys.stdout.buffer.write(chunk)
-            sys.stdout.buffer.flush()
-        elif isinstance(chunk, str) and not self._as_json:
-            click.echo(chunk, nl=False)
-            if chunk:
-                self._in_line = not chunk.endswith("\n")
-        elif self._bars and (bar := _bar(chunk)):
-            click.echo(f"\r\x1b[K{bar}", nl=False)
-            self._in_line = True
-        else:
-            self.end_line()
-            click.echo(json.dumps(chunk, ensure_ascii=False, default=_bytes_as_text))
-
-    def end_line(self) -> None:
-        """What comes next starts a line."""
-        if self._in_line:
-            click.echo()
-            self._in_line = False
-
-
-def _bar(chunk: Any) -> str | None:
-    """A chunk that says how far something is, ``{"done": 3, "total": 7}``, as a progress bar."""
-    if not isinstance(chunk, dict):
-        return None
-    done, total = chunk.get("done"), chunk.get("total", chunk.get("of"))
-    if not isinstance(done, (int, float)) or not isinstance(total, (int, float)) or total <= 0:
-        return None
-    filled = round(_BAR * min(max(done / total, 0.0), 1.0))
-    return f"[{'#' * filled}{'.' * (_BAR - filled)}] {done}/{total}"
-
-
-def _bytes_as_text(value: object) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _slot(names: Sequence[str], session: str | None) -> Slot:
@@ -257,7 +206,7 @@ def _one_line(error: Exception) -> str:
 
 def _say(text: str) -> None:
     with suppress(OSError):
-        click.echo(text, err=True)
+        say(text, err=True)
 
 
 __all__ = ["streams"]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from typing import Any
 
 import pytest
@@ -51,6 +53,36 @@ def celery(assistant: Worker) -> Callable[..., subprocess.CompletedProcess[str]]
             [sys.executable, "-m", "celery", "-A", "example_project.app", "streams", *words],
             env=environment, capture_output=True, text=True, timeout=60,
         )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def terminal(assistant: Worker) -> Callable[..., str]:
+    """The same with a terminal as standard output and error; returns what that is sent."""
+
+    def run(*words: str) -> str:
+        environment = {
+            **os.environ,
+            **assistant.env,
+            "PYTHONPATH": str(ROOT),
+            "CELERY_STREAMS_URL": assistant.streams_url,
+            "CELERY_STREAMS_SECRET": "test secret",
+        }
+        ours, theirs = pty.openpty()
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "celery", "-A", "example_project.app", "streams", *words],
+                env=environment, stdin=theirs, stdout=theirs, stderr=theirs,
+            )  # fmt: skip
+        finally:
+            os.close(theirs)
+        sent = b""
+        with process, suppress(OSError):  # EIO: nobody has the other side any more
+            while data := os.read(ours, 65536):
+                sent += data
+        os.close(ours)
+        return sent.decode().replace("\r\n", "\n")  # the terminal's own
 
     return run
 
@@ -288,3 +320,31 @@ def test_doctor_looks_at_every_node_of_a_cluster(cluster: Cluster) -> None:
         assert done.exit_code == 0, done.output
         assert done.stdout.count("ok    server ") == 3
         assert "ok    write and read" in done.stdout
+
+
+def test_a_terminal_is_shown_control_characters_and_a_pipe_gets_them(
+    assistant: Worker,
+    celery: Callable[..., subprocess.CompletedProcess[str]],
+    terminal: Callable[..., str],
+) -> None:
+    """Text and JSON that would set a title, clear a line or make the terminal answer."""
+    bad = "a\x1b]0;mine\x07b\x9b6nc\rd\x7f"
+    run_id = uuid.uuid4().hex
+    with closing(Streams(url=assistant.streams_url, secret="test secret")) as streams:
+        with streams.write_to(run_id, create=True) as writer:
+            writer.write(f"tab\there {bad} line\r\n")
+            writer.write({"text": bad, "\x85": 1})
+        streams.close_stream(writer.slot)
+        head = streams.head(run_id)
+    assert head.end == 2
+    seen = terminal("tail", run_id)
+    controls = {chr(code) for code in (*range(0x20), *range(0x7F, 0xA0))} - set("\n\t")
+    assert not controls & set(seen)
+    shown = "a\\u001b]0;mine\\u0007b\\u009b6nc\\u000dd\\u007f"
+    assert seen.startswith(f"tab\there {shown} line\n")
+    assert "at offset 2" in seen
+    raw = celery("tail", run_id).stdout
+    assert raw.startswith(f"tab\there {bad[:4]}")
+    assert "\x9b" in raw
+    listed = terminal("ls", run_id)
+    assert "default" in listed
