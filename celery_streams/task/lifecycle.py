@@ -67,11 +67,17 @@ class Lifecycle:
         for promise in app._pending:
             promise.__then__(self._instrument_promised, promise)
         app.on_after_finalize.connect(self._instrument_all, weak=False)
-        signals.task_prerun.connect(self._on_prerun, weak=False)
-        signals.task_postrun.connect(self._on_postrun, weak=False)
-        signals.task_received.connect(self._on_received, weak=False)
-        signals.task_failure.connect(self._on_failure, weak=False)
-        signals.task_revoked.connect(self._on_revoked, weak=False)
+        # Named, because Celery 5.6 takes the same method of another object for the same receiver:
+        # a second app in the process would have no hooks.
+        name = f"celery_streams.{id(self)}"
+        for signal, receiver in (
+            (signals.task_prerun, self._on_prerun),
+            (signals.task_postrun, self._on_postrun),
+            (signals.task_received, self._on_received),
+            (signals.task_failure, self._on_failure),
+            (signals.task_revoked, self._on_revoked),
+        ):
+            signal.connect(receiver, weak=False, dispatch_uid=name)
 
     def _instrument_all(self, *_: Any, **__: Any) -> None:
         for task in list(self._app._tasks.values()):
