@@ -12,12 +12,20 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from schemathesis.specs.openapi.checks import status_code_conformance
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
 
 from celery_streams.gateway.openapi import openapi
 from tests.gateway.serving import Gateway, serving
 from tests.servers import ValkeyProcess
 
+SUBSCRIPTION = "/v1/stream/__ds/subscriptions"
+#: What there is.
+KNOWN = {"run_id": "a", "key": "default", "session_id": "a", "channel": "out", "path": "a",
+         "subscription_id": "a"}  # fmt: skip
 METHODS = ("get", "head", "put", "post", "delete")
 
 
@@ -34,8 +42,23 @@ def gateway(valkey: ValkeyProcess) -> Iterator[Gateway]:
                 "PUT", f"/v1/stream/{path}", b"[1]", {"content-type": "application/json"}
             )
             assert answer.status in (200, 201)
+        subscription = {
+            "type": "pull-wake", "streams": ["a"], "pattern": "runs/*/default",
+            "wake_stream": "b", "lease_ttl_ms": 600_000,
+        }  # fmt: skip
+        answer = gateway.request("PUT", f"{SUBSCRIPTION}/a", json.dumps(subscription).encode())
+        assert answer.status in (200, 201)
+        gateway.append("/v1/stream/a", 2)
         yield gateway
         assert "Traceback" not in gateway.log.text
+    valkey.flush()  # others want no subscriptions
+
+
+@pytest.fixture(scope="module")
+def token(gateway: Gateway) -> str:
+    """One that a wake of the subscription came with."""
+    answer = gateway.request("POST", f"{SUBSCRIPTION}/a/claim", b'{"worker": "w"}')
+    return str(answer.document["token"])
 
 
 def test_it_is_served(gateway: Gateway) -> None:
@@ -65,14 +88,14 @@ OPERATIONS = [
 
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
 def test_no_request_gets_an_answer_that_is_not_described(
-    gateway: Gateway, path: str, method: str
+    gateway: Gateway, token: str, path: str, method: str
 ) -> None:
-    """No request gets an answer that is not described."""
+    """Neither about what there is, nor about what there is not."""
     schema = schemathesis.openapi.from_dict(openapi())
     schema.config.update(base_url=f"http://127.0.0.1:{gateway.port}")
     operation = schema[path][method]
     few = settings(
-        max_examples=12,
+        max_examples=10,
         deadline=None,
         database=None,
         phases=[Phase.explicit, Phase.generate],
@@ -80,13 +103,18 @@ def test_no_request_gets_an_answer_that_is_not_described(
     )
 
     @few
-    @given(case=operation.as_strategy())
-    def send(case: Any) -> None:
-        response = case.call(timeout=15)
+    @given(case=operation.as_strategy(), known=st.booleans())
+    def send(case: Any, known: bool) -> None:
+        authorization = None
+        if known and method != "delete":
+            case.path_parameters = {name: KNOWN[name] for name in case.path_parameters or {}}
+            authorization = {"authorization": f"Bearer {token}"}
+        response = case.call(timeout=15, headers=authorization)
         assert response.status_code < 500
-        case.validate_response(response, checks=[status_code_conformance])
-        if response.status_code >= 400 and method != "head":
-            assert response.headers["content-type"][0] == "application/problem+json"
+        checks = [status_code_conformance]
+        if method != "head":
+            checks += [content_type_conformance, response_schema_conformance]
+        case.validate_response(response, checks=checks)
 
     send()
 
