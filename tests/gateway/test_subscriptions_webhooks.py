@@ -35,7 +35,8 @@ def test_a_signed_webhook_whose_answer_acknowledges(url):
 
     async def main():
         async with Receiver().listening() as hook, nodes(url, 2) as (a, b):
-            await a.subscribe("s", **HOOK, webhook={"url": hook.url})
+            # A lease that a busy machine does not outlast.
+            await a.subscribe("s", **HOOK, lease_ttl_ms=20_000, webhook={"url": hook.url})
             await b.put("events/a", 1, 2)
             await eventually(lambda: hook.requests, "a webhook")
             headers, body = hook.requests[0]
