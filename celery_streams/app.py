@@ -12,12 +12,12 @@ import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from celery_streams.back_ends import AuthorityFactory, BackEnds, StoreFactory, located
 from celery_streams.contracts import Attempt, Authority, Head, Offset, Store
 from celery_streams.errors import ConfigurationError, StreamError, StreamNotFound
 from celery_streams.reading.reader import AsyncReader, Reader
-from celery_streams.redis.address import celery_url, parse_address
 from celery_streams.runs.oversight import RunOversight
-from celery_streams.runtime import AuthorityFactory, BackEnds, Runtime, StoreFactory
+from celery_streams.runtime import Runtime
 from celery_streams.sessions import Session
 from celery_streams.settings import StreamsSettings
 from celery_streams.slots import Slot
@@ -112,8 +112,9 @@ class Streams(Subscribing):
         if runtime is None:
             with self._lock:
                 if self._runtime is None:
-                    address = parse_address(self._url())
-                    self._runtime = Runtime(address, self.settings, self._back_ends)
+                    conf = self._app.conf if self._app is not None else None
+                    address, back_ends = located(self.settings, conf, self._back_ends)
+                    self._runtime = Runtime(address, self.settings, back_ends)
                 runtime = self._runtime
         return runtime
 
@@ -319,8 +320,7 @@ class Streams(Subscribing):
         """Make durable what this process has accepted, and close its connections."""
         runtime, self._runtime = self._runtime, None
         if runtime is not None:
-            runtime.drain()
-            runtime.link.close()
+            runtime.close()
 
     def _guard(self, call: str) -> None:
         """Warn, once per run, a chat-agent task that uses run-scoped streams."""
@@ -341,29 +341,8 @@ class Streams(Subscribing):
     def _oversight(self) -> RunOversight:
         return RunOversight(self.runtime.registry, self._app)
 
-    def _url(self) -> str:
-        if self.settings.url is not None:
-            return resolve_url(self.settings.url.get_secret_value())
-        url = celery_url(self._app.conf) if self._app is not None else None
-        if url is not None:
-            return url
-        raise ConfigurationError(
-            "no store is configured, and neither Celery's result backend nor its broker is "
-            "Redis: set CELERY_STREAMS_URL (or app.conf.streams_url), for example to "
-            "redis://localhost:6379/0, or to embedded:// for a server of your own"
-        )
-
 
 _live: weakref.WeakSet[Streams] = weakref.WeakSet()
-
-
-def resolve_url(url: str) -> str:
-    """``embedded://`` URLs become the address of the server they stand for."""
-    if not url.startswith("embedded://"):
-        return url
-    from celery_streams.embedded import resolve
-
-    return resolve(url)
 
 
 def _after_fork_in_child() -> None:

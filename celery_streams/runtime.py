@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import TypeVar, cast
 
+from celery_streams.back_ends import BackEnds
 from celery_streams.contracts import JSON, AsyncStore, Attempt, Authority, Producer, Store
 from celery_streams.credentials.authority import RedisAuthority
 from celery_streams.credentials.cache import CredentialCache
@@ -21,6 +22,7 @@ from celery_streams.redis.address import Address
 from celery_streams.redis.client import AsyncRedisLink, RedisLink
 from celery_streams.redis.layout import Layout
 from celery_streams.redis.scripts import load_script
+from celery_streams.runs.recorded import RecordedStore
 from celery_streams.runs.registry import RunRegistry
 from celery_streams.settings import StreamsSettings
 from celery_streams.slots import Slot
@@ -34,9 +36,10 @@ from celery_streams.writing.flusher import Flusher
 
 logger = logging.getLogger("celery_streams.runtime")
 
-AuthorityFactory = Callable[[RedisLink, Layout, StreamsSettings], Authority]
-StoreFactory = Callable[[RedisLink, Layout, StreamsSettings], Store]
 B = TypeVar("B")
+
+#: Bytes that framing adds to a chunk in a batch, at most.
+FRAMING_BYTES = 4
 
 
 def _import_early() -> None:
@@ -65,14 +68,6 @@ class Ending:
     always: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class BackEnds:
-    """User-supplied replacements: an object, or a factory called once per process."""
-
-    authority: Authority | AuthorityFactory | None = None
-    store: Store | StoreFactory | None = None
-
-
 @dataclass(slots=True)
 class Living:
     """The attempts of this process whose leases are renewed, and ends not recorded yet."""
@@ -92,12 +87,14 @@ class Runtime:
         self.link = RedisLink(address, settings)
         self.authority: Authority = self._made(back_ends.authority, Authority, RedisAuthority)
         self.store: Store = self._made(back_ends.store, Store, RedisStore)
-        self.registry = RunRegistry(self.link, self.layout, settings)
+        self.settings = settings = _within_limits(settings, self.store)
+        end = None if self.records_runs else getattr(self.authority, "end", None)
+        self.registry = RunRegistry(self.link, self.layout, settings, end)
         self.cache = CredentialCache(self.authority, self.link, self.layout, settings, self.stats)
         self._living = Living()
         self._lock = threading.Lock()
         self.flusher = Flusher(
-            self.store,
+            self.store if self.records_runs else RecordedStore(self.store, self.registry),
             self.cache,
             settings,
             self.stats,
@@ -231,6 +228,14 @@ class Runtime:
                 except StreamError as error:
                     logger.error("at exit: %s", error)
 
+    def close(self) -> None:
+        """Make durable what this process has accepted, and close its connections."""
+        self.drain()
+        for plane in (self.store, self.authority):
+            if (shut := getattr(plane, "shut", None)) is not None:
+                shut()
+        self.link.close()
+
     def _keep_alive(self) -> bool:
         """The flusher's tick; answers whether there is anything left to do at the next one."""
         with self._lock:
@@ -258,3 +263,22 @@ class Runtime:
             return cast("B", given)
         factory = cast("Callable[[RedisLink, Layout, StreamsSettings], B]", given or default)
         return factory(self.link, self.layout, self.settings)
+
+
+def _within_limits(settings: StreamsSettings, store: Store) -> StreamsSettings:
+    """The settings, with chunks and batches no larger than ``store`` takes.
+
+    It says so with ``max_chunk_bytes`` (one serialized chunk) and ``max_payload_bytes`` (a
+    framed batch). So a chunk that is too large is refused before anything is sent.
+    """
+    most = getattr(store, "max_payload_bytes", None)
+    if most is None:
+        return settings
+    chunks = min(settings.batch_chunks, most // (4 * FRAMING_BYTES))
+    return settings.model_copy(
+        update={
+            "max_chunk_bytes": min(settings.max_chunk_bytes, store.max_chunk_bytes),  # type: ignore[attr-defined]
+            "batch_chunks": chunks,
+            "batch_bytes": min(settings.batch_bytes, most - FRAMING_BYTES * chunks),
+        }
+    )

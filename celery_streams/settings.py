@@ -71,9 +71,17 @@ class StreamsSettings(BaseSettings):
     )
 
     #: Where chunks live: ``redis://``, ``rediss://``, ``unix://``, ``redis+cluster://``,
-    #: ``rediss+cluster://`` or ``embedded://[directory]``. Not set: Celery's result backend,
-    #: else its broker, if that is Redis.
+    #: ``rediss+cluster://``, ``embedded://[directory]`` or ``s2://basin``. Not set: Celery's
+    #: result backend, else its broker, if that is Redis.
     url: SecretStr | None = None
+    #: With chunks on S2: where the runs' records, locks and cached credentials live, in the forms
+    #: of ``url`` that lead to Redis. Not set: Celery's result backend, else its broker, if that
+    #: is Redis.
+    redis_url: SecretStr | None = None
+    #: The access token for S2 of this process (or the URL's user name, or the environment's
+    #: ``S2_ACCESS_TOKEN``). Whoever mints needs one that may do everything in the basin; readers
+    #: one that may read; a worker that gets its credentials from a gateway (``gateway_url``) none.
+    s2_access_token: SecretStr | None = None
     #: Key material for everything secret. Credentials cached in Redis are encrypted, and access
     #: tokens signed, with keys derived from it. Not set: credentials are encrypted with a key
     #: derived from the user name and password of ``url``, and there are no tokens.

@@ -11,11 +11,11 @@ from typing import Any
 import redis
 
 from celery_streams import Authority, Credentials, Slot, StreamsSettings
+from celery_streams.back_ends import AuthorityFactory
 from celery_streams.contracts import JSON
 from celery_streams.credentials.authority import RedisAuthority
 from celery_streams.redis.client import RedisLink
 from celery_streams.redis.layout import Layout
-from celery_streams.runtime import AuthorityFactory
 
 #: Set in the worker's environment to have initializations counted.
 COUNT_VARIABLE = "EXAMPLE_COUNT_INITIALIZES"

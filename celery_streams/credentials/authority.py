@@ -54,9 +54,19 @@ class RedisAuthority:
             token=secrets.token_hex(16),
             expires_at=time.time() + self._life,
         )
+        self._register(slot, content_type, credentials.token)
+        return credentials
+
+    def register(self, slot: Slot, *, content_type: str = JSON) -> None:
+        """Register ``slot`` on its run or session and in the index, without a grant: for
+        streams whose chunks are elsewhere. Raises what :meth:`initialize` raises.
+        """
+        self._register(slot, content_type, "")
+
+    def _register(self, slot: Slot, content_type: str, grant: str) -> None:
         calls: list[Call[Any]] = [
             recording.record(self._layout, self._settings, slot),
-            self._initialize(credentials, content_type),
+            self._initialize(slot, content_type, grant),
         ]
         recorded, initialized = self._link.call_many(calls)
         if isinstance(initialized, Exception):
@@ -66,7 +76,6 @@ class RedisAuthority:
             logger.warning("%s is missing in the index of streams: %s", slot, recorded)
         elif recording.sample_due():
             self._tidy(slot.scope)
-        return credentials
 
     def revoke(self, slot: Slot) -> int:
         """Withdraw every grant of ``slot``; returns how many there were.
@@ -87,15 +96,15 @@ class RedisAuthority:
         except StreamError as error:
             logger.info("the index of streams could not be tidied: %s", error)
 
-    def _initialize(self, credentials: Credentials, content_type: str) -> Call[None]:
-        slot, layout = credentials.slot, self._layout
+    def _initialize(self, slot: Slot, content_type: str, grant: str) -> Call[None]:
+        layout = self._layout
         return Call(
             load_script(_PACKAGE, "initialize"),
             (layout.meta(slot), layout.keys(slot), layout.owner(slot)),
             (
                 layout.live(slot),
                 slot.key,
-                credentials.token,
+                grant,
                 max(1, int(self._life * 1000)),
                 max(1, int(self._retention * 1000)),
                 content_type,

@@ -50,6 +50,7 @@ class RunOversight:
         """
         record = self._registry.describe(run_id)
         if record.state is not None:
+            self._registry.end_streams(record)
             return record.state
         known = self._backend_state(run_id)
         ended = known if known in states.READY_STATES else None

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from celery_streams.contracts import Attempt
-from celery_streams.errors import RunFinished, StreamError, StreamFenced
+from celery_streams.errors import CredentialsRejected, RunFinished, StreamError, StreamFenced
 from celery_streams.redis.client import Call, RedisLink
 from celery_streams.redis.layout import Layout
 from celery_streams.redis.scripts import Script, load_script
 from celery_streams.settings import StreamsSettings
 from celery_streams.slots import Slot
 
+logger = logging.getLogger("celery_streams.runs")
+
 #: The state recorded for a run whose worker vanished.
 LOST = "LOST"
+
+#: The run is over: by this call, or before.
+_OVER = ("OK", "ALREADY")
+#: Runs whose streams one process remembers to have ended.
+_MOST_ENDED = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +43,25 @@ def _script(name: str) -> Script:
     return load_script("celery_streams.runs", name)
 
 
-class RunRegistry:
-    """The runs of one store. Every method is one round trip."""
+#: Ends one stream as a state; does nothing with one that does not exist, or has ended.
+End = Callable[[Slot, str], object]
 
-    def __init__(self, link: RedisLink, layout: Layout, settings: StreamsSettings) -> None:
+
+class RunRegistry:
+    """The runs of one store. Every method is one round trip, but for those that end a run whose
+    chunks are elsewhere.
+
+    ``end`` ends a stream of a store that does not know of runs: it is asked for each stream of
+    a run whose end has been recorded. A process that dies between the two leaves a run that has
+    ended with streams that have not: whoever asks next what became of the run ends them.
+    """
+
+    def __init__(
+        self, link: RedisLink, layout: Layout, settings: StreamsSettings, end: End | None = None
+    ) -> None:
         self._link = link
+        self._end = end
+        self._ended: OrderedDict[str, None] = OrderedDict()
         self._layout = layout
         self._retention = max(1, round(settings.retention * 1000))
         self._lease = max(1, round(settings.orphan_timeout * 1000))
@@ -86,13 +109,39 @@ class RunRegistry:
         limit). ``always`` leaves a record even of a run that never had a stream. Returns what
         came of it: ``OK``, ``ALREADY``, ``NONE`` or ``SUPERSEDED``.
         """
-        return self._link.call(self._ending(attempt, state, always=always, only_lost=False))[0]
+        call = self._ending(attempt, state, always=always, only_lost=False)
+        verdict, recorded = self._link.call(call)
+        if verdict in _OVER:
+            self._end_streams(attempt.run_id, recorded)
+        return verdict
 
     def finish_if_lost(self, run_id: str, state: str = LOST) -> str | None:
         """End the run as ``state`` if its lease has run out; how it ended, if it is over now."""
         call = self._ending(Attempt(run_id, ""), state, always=False, only_lost=True)
         verdict, recorded = self._link.call(call)
-        return recorded if verdict in ("OK", "ALREADY") else None
+        if verdict not in _OVER:
+            return None
+        self._end_streams(run_id, recorded)
+        return recorded
+
+    def end_streams(self, record: RunRecord) -> None:
+        """Make sure that the streams of a run that has ended have, too; once in a process.
+
+        Raises:
+            StoreUnavailable: not now.
+        """
+        if self._end is None or record.state is None or record.run_id in self._ended:
+            return
+        for key in record.keys:
+            try:
+                self._end(Slot.run(record.run_id, key), record.state)
+            except CredentialsRejected as error:
+                # A reader's token does not allow it; those who read here learn of the end from
+                # the run's record.
+                logger.info("cannot end stream %r of run %s: %s", key, record.run_id, error)
+        self._ended[record.run_id] = None
+        while len(self._ended) > _MOST_ENDED:
+            self._ended.pop(next(iter(self._ended)), None)
 
     def first_time(self, run_id: str, what: str = "warned") -> bool:
         """Whether nobody has asked this of the run before: for things said once per run."""
@@ -118,6 +167,10 @@ class RunRegistry:
             int(epoch or 0),
             lease is not None,
         )
+
+    def _end_streams(self, run_id: str, state: str) -> None:
+        if self._end is not None and run_id not in self._ended:
+            self.end_streams(replace(self.describe(run_id), state=state))
 
     def _renewal(self, attempt: Attempt) -> Call[bool]:
         return Call(

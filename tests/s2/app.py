@@ -8,10 +8,6 @@ from typing import Any
 from celery import Celery
 
 from celery_streams import Streams
-from celery_streams.settings import StreamsSettings
-from celery_streams.stores.s2.address import parse_s2_address
-from celery_streams.stores.s2.authority import S2Authority
-from celery_streams.stores.s2.store import S2Store
 
 app = Celery("s2")
 app.conf.update(
@@ -19,9 +15,7 @@ app.conf.update(
     result_backend=os.environ.get("TEST_RESULT_BACKEND"),
     broker_connection_retry_on_startup=True,
 )
-address = parse_s2_address(os.environ.get("TEST_S2_URL", "s2://none-at-all?skip_access_tokens=1"))
-settings = StreamsSettings.load(app.conf)
-streams = Streams(app, store=S2Store(address, settings), authority=S2Authority(address, settings))
+streams = Streams(app)
 
 
 @app.task(bind=True)

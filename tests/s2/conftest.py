@@ -66,11 +66,7 @@ class S2Backend(Backend):
 
     def run_end(self, state: str) -> None:
         """As the registry of runs ends a stream."""
-        store = self.store if self.loop is None else None
-        if store is None:
-            self.loop.run(self.loop.inner.end(SLOT, state))
-        else:
-            store.end(SLOT, state)
+        self.authority.end(SLOT, state)
 
     def follow_insisting(self) -> list[Any]:
         """Every chunk, live, until the stream ends; resumes as the readers do."""

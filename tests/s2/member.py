@@ -11,11 +11,7 @@ from typing import Any
 from celery import Celery
 
 from celery_streams import Streams
-from celery_streams.settings import StreamsSettings
 from celery_streams.slots import Slot
-from celery_streams.stores.s2.address import parse_s2_address
-from celery_streams.stores.s2.authority import S2Authority
-from celery_streams.stores.s2.store import S2Store
 
 RUN = "run-1"
 SLOT = Slot.run(RUN)
@@ -23,16 +19,8 @@ SLOT = Slot.run(RUN)
 
 def connected(redis_url: str, s2_url: str, **options: Any) -> Streams:
     """Streams whose chunks are in S2 and whose credentials are shared in Redis."""
-    address = parse_s2_address(s2_url)
-    settings = StreamsSettings(url=redis_url, secret="test secret", **options)
-    return Streams(
-        Celery("member", set_as_current=False),
-        store=S2Store(address, settings),
-        authority=S2Authority(address, settings),
-        url=redis_url,
-        secret="test secret",
-        **options,
-    )
+    app = Celery("member", set_as_current=False)
+    return Streams(app, url=s2_url, redis_url=redis_url, secret="test secret", **options)
 
 
 def main() -> None:

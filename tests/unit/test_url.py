@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from celery_streams import ConfigurationError, Streams
+from celery_streams import ConfigurationError, Streams, StreamsSettings
+from celery_streams.back_ends import BackEnds, located
+from celery_streams.redis.address import parse_address
 
 
 @pytest.mark.parametrize(
@@ -27,7 +29,8 @@ def test_celery_s_own_redis_url_is_taken_over(
     monkeypatch.delenv("CELERY_STREAMS_URL", raising=False)
     app = Celery("urls", set_as_current=False)
     app.conf.broker_url = broker
-    assert Streams(app)._url() == url
+    address, _ = located(StreamsSettings.load(app.conf), app.conf, BackEnds())
+    assert address.url == parse_address(url).url
 
 
 @pytest.mark.parametrize("query", ["foo=1", "ssl_cert_reqs=nonsense"])

@@ -4,7 +4,8 @@ local meta, keys, run = KEYS[1], KEYS[2], KEYS[3]
 local channel, key, grant = ARGV[1], ARGV[2], ARGV[3]
 local life, retention, content_type = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
 local has_run = ARGV[7] == '1'
--- life, retention: milliseconds. has_run: `run` is the record of the run the stream belongs to.
+-- grant: empty if the chunks are elsewhere, where others mint. life, retention: milliseconds.
+-- has_run: `run` is the record of the run the stream belongs to.
 -- Returns {'OK'}, {'FINISHED', state} or {'TYPE', the type it has}.
 
 -- First of all, because it wakes readers that wait for the stream to exist, and because a
@@ -37,7 +38,9 @@ end
 redis.call('SADD', keys, key)
 redis.call('HSETNX', meta, 'end', 0)
 redis.call('HSETNX', meta, 'type', content_type)
-redis.call('HSET', meta, 'g/' .. grant, string.format('%d', now + life))
+if grant ~= '' then
+  redis.call('HSET', meta, 'g/' .. grant, string.format('%d', now + life))
+end
 local kept = math.max(retention, life)
 redis.call('PEXPIRE', keys, kept)
 redis.call('PEXPIRE', meta, kept)

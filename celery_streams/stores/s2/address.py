@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from celery_streams.errors import ConfigurationError
 from celery_streams.slots import Slot
@@ -14,9 +14,10 @@ from celery_streams.slots import Slot
 #: Longest name of an S2 stream, in bytes.
 MAX_STREAM_NAME = 512
 
+#: The environment variable of S2's own tools.
 _TOKEN = "S2_ACCESS_TOKEN"
 _KNOWN = frozenset({"endpoint", "account_endpoint", "skip_access_tokens"})
-_TRUE, _FALSE = frozenset({"1", "true", "yes"}), frozenset({"", "0", "false", "no"})
+_TRUE, _FALSE = frozenset({"", "1", "true", "yes"}), frozenset({"0", "false", "no"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +41,21 @@ class S2Address:
         return f"s2://{self.basin}{at}"
 
 
-def parse_s2_address(url: str, environ: Mapping[str, str] = os.environ) -> S2Address:
-    """Parse ``s2://basin?endpoint=...&account_endpoint=...&skip_access_tokens=1``.
+def parse_s2_address(
+    url: str, environ: Mapping[str, str] = os.environ, *, token: str = ""
+) -> S2Address:
+    """Parse ``s2://basin?endpoint=...&account_endpoint=...&skip_access_tokens``.
 
-    The token is the URL's user name (``s2://token@basin``) or ``S2_ACCESS_TOKEN``.
+    The token is the URL's user name (``s2://token@basin``), else ``token`` (the setting), else
+    the environment's ``S2_ACCESS_TOKEN``.
 
     Raises:
         ConfigurationError: the URL says nothing this package understands; never shows a token.
     """
     parts = urlsplit(url)
     shown = f"s2://{parts.hostname or ''}"
-    options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+    given = parse_qs(parts.query, keep_blank_values=True)
+    options = {name: values[-1] for name, values in given.items()}
     if parts.scheme != "s2" or not parts.hostname or parts.path.strip("/"):
         raise ConfigurationError(
             f"the store URL {shown!r} cannot be used; an S2 store's is s2://basin or "
@@ -61,7 +66,7 @@ def parse_s2_address(url: str, environ: Mapping[str, str] = os.environ) -> S2Add
             f"the store URL {shown!r} has the unknown option {unknown[0]!r}; there are "
             f"{', '.join(sorted(_KNOWN))}"
         )
-    skip = options.get("skip_access_tokens", "").lower()
+    skip = options.get("skip_access_tokens", "0").lower()
     if skip not in _TRUE | _FALSE:
         raise ConfigurationError(
             f"skip_access_tokens of the store URL {shown!r} must be 0 or 1, not {skip!r}"
@@ -71,7 +76,7 @@ def parse_s2_address(url: str, environ: Mapping[str, str] = os.environ) -> S2Add
         basin=parts.hostname,
         endpoint=endpoint,
         account_endpoint=options.get("account_endpoint", "").rstrip("/") or endpoint,
-        token=parts.username or environ.get(_TOKEN, ""),
+        token=unquote(parts.username or "") or token or environ.get(_TOKEN, ""),
         skip_access_tokens=skip in _TRUE,
     )
 

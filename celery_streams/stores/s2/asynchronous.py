@@ -133,13 +133,6 @@ class AsyncS2Store:
         """See :meth:`celery_streams.contracts.Store.close`."""
         return await self._view(slot).close(attempt, state, credentials.token)
 
-    async def end(self, slot: Slot, state: str) -> Head:
-        """End the stream for whoever runs the system, with the address's own token.
-
-        For a run's end, which its registry has judged: no fence is asked.
-        """
-        return await self._view(slot).close(None, state, self._address.token)
-
     async def delete(self, slot: Slot) -> bool:
         """See :meth:`celery_streams.contracts.Store.delete`."""
         self._views.pop(slot, None)

@@ -8,7 +8,7 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from celery_streams.contracts import JSON, Credentials
+from celery_streams.contracts import JSON, Credentials, Head
 from celery_streams.errors import ConfigurationError, StoreUnavailable, StreamError
 from celery_streams.settings import StreamsSettings
 from celery_streams.slots import Slot
@@ -17,6 +17,7 @@ from celery_streams.stores.s2.asynchronous import last_known
 from celery_streams.stores.s2.client import Clients, check_environment, translating
 from celery_streams.stores.s2.loop import LoopThread
 from celery_streams.stores.s2.state import State, end_of, headers_of, timestamp_of
+from celery_streams.stores.s2.view import View
 
 if TYPE_CHECKING:
     from s2_sdk import S2Stream, StreamConfig
@@ -65,6 +66,25 @@ class S2Authority:
         if self._address.skip_access_tokens:
             return 0
         return self._thread.run(self._revoke(slot))
+
+    def end(self, slot: Slot, state: str) -> Head:
+        """End the stream as ``state``, once, with the address's own token.
+
+        For a run's end, which its registry has judged: no fence is asked.
+
+        Raises:
+            StreamNotFound: there is no such stream.
+            StoreUnavailable: S2 cannot be reached, or wants to be asked later.
+        """
+
+        async def run() -> Head:
+            def open_stream(token: str) -> S2Stream:
+                return self._here().stream(slot, token, retry=False)
+
+            view = View(slot, open_stream, self._settings.max_chunks)
+            return await view.close(None, state, self._address.token)
+
+        return self._thread.run(run())
 
     def shut(self) -> None:
         """Close the connections, and end the event loop."""

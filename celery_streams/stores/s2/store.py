@@ -19,6 +19,7 @@ from celery_streams.contracts import (
     Page,
     Producer,
 )
+from celery_streams.redis.address import Address
 from celery_streams.settings import StreamsSettings
 from celery_streams.slots import Slot
 from celery_streams.stores.commands import CLOSED
@@ -53,9 +54,12 @@ class S2Store:
     max_payload_bytes = PAYLOAD_BYTES
     max_chunk_bytes = PAYLOAD_BYTES - 4
 
-    def __init__(self, address: S2Address, settings: StreamsSettings) -> None:
+    def __init__(
+        self, address: S2Address, settings: StreamsSettings, runs: Address | None = None
+    ) -> None:
         check_environment()
         self._address = address
+        self._runs = runs
         self._settings = settings
         self._thread = LoopThread()
         self._stores: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncS2Store] = (
@@ -123,14 +127,6 @@ class S2Store:
 
         async def run() -> Head:
             return await self._here().close(slot, credentials, attempt, state=state)
-
-        return self._thread.run(run())
-
-    def end(self, slot: Slot, state: str) -> Head:
-        """See :meth:`AsyncS2Store.end`."""
-
-        async def run() -> Head:
-            return await self._here().end(slot, state)
 
         return self._thread.run(run())
 
