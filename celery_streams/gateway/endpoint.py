@@ -6,7 +6,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import parse_qsl, quote, unquote
 
 from celery_streams.contracts import JSON, Head
-from celery_streams.errors import OffsetGone, RunFinished, StoreUnavailable, StreamNotFound
+from celery_streams.errors import (
+    ChunkTooLarge,
+    OffsetGone,
+    RunFinished,
+    StoreUnavailable,
+    StreamNotFound,
+)
 from celery_streams.gateway import wire
 from celery_streams.gateway.auth import Gate
 from celery_streams.gateway.hub import Hub
@@ -96,7 +102,7 @@ class StreamEndpoint:
                     await self._delete(scope, send, target)
         except StoreUnavailable:
             raise
-        except (Refusal, StreamNotFound, OffsetGone, RunFinished) as error:
+        except (Refusal, StreamNotFound, OffsetGone, RunFinished, ChunkTooLarge) as error:
             raise as_problem(error) from error
 
     # Reads
@@ -268,6 +274,8 @@ def as_problem(error: Exception) -> Problem:
                 "producer-received-seq": str(error.received),
             }
             return Problem(409, "sequence-gap", text, headers=headers)
+        case ChunkTooLarge():
+            return Problem(413, "too-large", text)
         case BadFork():
             return Problem(400, "invalid-fork", text)
         case BadEpoch():

@@ -153,7 +153,9 @@ class RedisProtocolStore:
                 await self._verdict(slot, head), StreamDeleted
             ):
                 raise created
-            return await self._create(slot, creation, identity, inherited, copied)
+            return await RedisProtocolStore._create(
+                self, slot, creation, identity, inherited, copied
+            )
         if isinstance(created, Exception):
             raise created
         if isinstance(head, StreamNotFound):  # created with an expiry that has passed
@@ -191,7 +193,7 @@ class RedisProtocolStore:
                 page = await self.read(fork.source, at)
             except OffsetGone as gone:
                 if copied:  # trimmed meanwhile: no gap in the fork
-                    await self._link.call(self._commands.unstage(slot, identity))
+                    await self._unstage(slot, identity)
                 at, copied = gone.first, 0
                 continue
             if not page.entries or page.head is None or page.head.identity != source.identity:
@@ -199,10 +201,20 @@ class RedisProtocolStore:
             kept = [_clipped(e, end, last, source.content_type) for e in page.entries]
             staged = [entry for entry in kept if entry.count > 0]
             if staged:
-                copied = await self._link.call(self._commands.stage(slot, identity, staged))
+                copied = await self._stage(slot, identity, staged, source.content_type)
             at = page.entries[-1].end
         known = _completed(creation, source.content_type, source.lifetime)
         return await self._create(slot, known, identity, end, copied)
+
+    async def _stage(
+        self, slot: Slot, identity: str, entries: Sequence[Entry], content_type: str
+    ) -> int:
+        """Copy entries to where :meth:`_create` finds them; how many there are now."""
+        return await self._link.call(self._commands.stage(slot, identity, entries))
+
+    async def _unstage(self, slot: Slot, identity: str) -> None:
+        """Throw away what :meth:`_stage` has copied."""
+        await self._link.call(self._commands.unstage(slot, identity))
 
     async def _refined(
         self, fork: ForkPoint, offset: int, content_type: str

@@ -25,6 +25,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.s2.servers import INSTALLED, S2Lite
 from tests.servers import Cluster, ValkeyProcess
 from tests.servers.children import end, spawn
 from tests.workers import ROOT, Log
@@ -33,6 +34,7 @@ HERE = Path(__file__).resolve().parent
 BUILD = ROOT / "build" / "conformance"
 VITEST = BUILD / "node_modules" / "vitest" / "vitest.mjs"
 SUBSCRIPTIONS = "Reserved subscription APIs"
+ON_S2 = r"^(?!Reserved subscription)"
 #: Seconds after which one run of the suite is broken off.
 PATIENCE = 900.0
 #: What a gateway finds in its environment, besides the URL. The suite's clients give up after
@@ -53,6 +55,7 @@ class Configuration:
     title: str
     servers: int = 1
     cluster: bool = False
+    s2: bool = False
     reference: bool = False
     subscriptions: bool = True
     pattern: str = ""
@@ -62,6 +65,7 @@ CONFIGURATIONS = {
     "one": Configuration(title="one process"),
     "two": Configuration(title="two behind a round-robin", servers=2),
     "cluster": Configuration(title="one process, on a cluster", cluster=True),
+    "s2": Configuration(title="chunks on s2-lite", s2=True, subscriptions=False, pattern=ON_S2),
 }
 REFERENCE = {
     "one": Configuration(title="reference", reference=True),
@@ -127,8 +131,8 @@ def child(name: str, command: Sequence[str], env: Mapping[str, str]) -> Iterator
 
 
 @contextmanager
-def gateways(count: int, *, cluster: bool) -> Iterator[list[Child]]:
-    """``count`` gateway processes on one Valkey server, or cluster."""
+def gateways(configuration: Configuration) -> Iterator[list[Child]]:
+    """Gateway processes on one Valkey server, or cluster, or on s2-lite beside one."""
     command = [
         sys.executable, "-m", "uvicorn", "tests.conformance.app:app",
         "--host", "127.0.0.1", "--port", "0",
@@ -138,9 +142,14 @@ def gateways(count: int, *, cluster: bool) -> Iterator[list[Child]]:
     ]  # fmt: skip
     with ExitStack() as stack:
         enter = stack.enter_context
-        url = enter(Cluster()).url if cluster else enter(ValkeyProcess()).url
+        url = enter(Cluster()).url if configuration.cluster else enter(ValkeyProcess()).url
         env = {**GATEWAY, "CELERY_STREAMS_URL": url}
-        names = [f"gateway {number + 1}" for number in range(count)]
+        if configuration.s2:
+            env |= {
+                "CELERY_STREAMS_URL": enter(S2Lite()).url,
+                "CELERY_STREAMS_REDIS_URL": url,
+            }
+        names = [f"gateway {number + 1}" for number in range(configuration.servers)]
         yield [enter(child(name, command, env)) for name in names]
 
 
@@ -151,7 +160,7 @@ def servers(configuration: Configuration) -> Iterator[list[Child]]:
         with child("reference", ["node", "reference.mjs"], {}) as reference:
             yield [reference] * configuration.servers
     else:
-        with gateways(configuration.servers, cluster=configuration.cluster) as children:
+        with gateways(configuration) as children:
             yield children
 
 
@@ -192,6 +201,8 @@ def suite(url: str, configuration: Configuration) -> Outcome:
     report.unlink(missing_ok=True)
     command = ["node", str(VITEST), "run", "--reporter=dot", "--reporter=json"]
     command.append(f"--outputFile.json={report}")
+    if configuration.s2:  # each acknowledgement waits for S2's log, five times as long as Redis's
+        command.append("--testTimeout=30000")
     if configuration.pattern:
         command += ["-t", configuration.pattern]
     env = {
@@ -285,6 +296,7 @@ def chosen(options: argparse.Namespace) -> list[Configuration]:
                 title=each.title,
                 servers=each.servers,
                 cluster=each.cluster,
+                s2=each.s2,
                 reference=each.reference,
                 subscriptions=subscriptions,
                 pattern=pattern or each.pattern,
@@ -299,6 +311,9 @@ def main() -> int:
     install(reference=options.reference)
     lines, good = [], True
     for each in configurations:
+        if each.s2 and not (INSTALLED / "bin" / "server").exists():
+            lines.append(f"{each.title}: SKIPPED, because s2-lite is missing (make s2-lite)")
+            continue
         print(f"-- conformance: {each.title}", flush=True)
         outcome = conform(each)
         good &= not outcome.failed and not outcome.problems

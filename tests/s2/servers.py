@@ -8,11 +8,13 @@ import subprocess
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 from urllib.parse import quote
 
 import httpx
+import redis
 
+from tests.servers import ValkeyProcess
 from tests.servers.children import end, eventually, free_port, spawn
 
 #: Where `make s2-lite` installs the server; outside the checkout, because it takes long.
@@ -46,6 +48,11 @@ class S2Lite:
     @property
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """The store URL; there are no tokens."""
+        return f"s2://{BASIN}?endpoint={self.endpoint}&skip_access_tokens"
 
     def start(self) -> None:
         """Start (again, on the same port and data) and wait until it answers."""
@@ -93,6 +100,25 @@ class S2Lite:
         if self.process is not None:
             end(self.process)
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class ChunksOnS2(ValkeyProcess):
+    """A Valkey whose ``url``, as a store's, leads to S2."""
+
+    s2_url = ""
+
+    @property
+    def url(self) -> str:
+        """The store's URL."""
+        return self.s2_url or self.url_for()
+
+    def client(self, **options: Any) -> redis.Redis:
+        """Of the Valkey, where the runs are."""
+        s2_url, self.s2_url = self.s2_url, ""
+        try:
+            return super().client(**options)
+        finally:
+            self.s2_url = s2_url
 
 
 def quoted(name: str) -> str:

@@ -27,17 +27,16 @@ from celery_streams.stores.cursor import PAGE_LIMIT
 from celery_streams.stores.s2.address import S2Address, stream_name
 from celery_streams.stores.s2.client import Clients, check_environment, translating
 from celery_streams.stores.s2.state import (
-    LOOK_BACK,
     Known,
     entry_of,
     known_at,
-    known_from,
+    last_known,
     timestamp_of,
 )
 from celery_streams.stores.s2.view import View
 
 if TYPE_CHECKING:
-    from s2_sdk import S2Stream, SequencedRecord, StreamPosition
+    from s2_sdk import S2Stream, SequencedRecord
 
 #: Streams to append to of which one process remembers the tail.
 _MOST_VIEWS = 10_000
@@ -57,7 +56,7 @@ class AsyncS2Store:
         check_environment()
         self._address = address
         self._settings = settings
-        self._clients = Clients(address, settings)
+        self.clients = Clients(address, settings)
         self._views: dict[Slot, View] = {}
 
     async def append(
@@ -77,7 +76,7 @@ class AsyncS2Store:
             groups.setdefault((append.slot, append.credentials.token), []).append(place)
         answers = await asyncio.gather(
             *(
-                self._view(slot).append([appends[place] for place in places], token)
+                self.view(slot).append([appends[place] for place in places], token)
                 for (slot, token), places in groups.items()
             )
         )
@@ -122,7 +121,7 @@ class AsyncS2Store:
 
     async def head(self, slot: Slot) -> Head:
         """See :meth:`celery_streams.contracts.Store.head`."""
-        known = await self._tail(slot)
+        known = await self.tail(slot)
         if known is None:
             raise StreamNotFound(f"there is no stream {slot}, or it has expired")
         return known.head(slot, await self._oldest(slot, known))
@@ -131,7 +130,7 @@ class AsyncS2Store:
         self, slot: Slot, credentials: Credentials, attempt: Attempt, *, state: str = CLOSED
     ) -> Head:
         """See :meth:`celery_streams.contracts.Store.close`."""
-        return await self._view(slot).close(attempt, state, credentials.token)
+        return await self.view(slot).close(attempt, state, credentials.token)
 
     async def delete(self, slot: Slot) -> bool:
         """See :meth:`celery_streams.contracts.Store.delete`."""
@@ -139,22 +138,28 @@ class AsyncS2Store:
         name = stream_name(self._settings.prefix, slot)
         try:
             with translating(slot):
-                await self._clients.basin(self._address.token).delete_stream(name)
+                await self.clients.basin(self._address.token).delete_stream(name)
         except StreamNotFound:
             return False
         return True
 
+    @property
+    def token(self) -> str:
+        """The address's own token."""
+        return self._address.token
+
     async def aclose(self) -> None:
         """Close the loop's connections."""
         self._views.clear()
-        await self._clients.close()
+        await self.clients.close()
 
-    def _view(self, slot: Slot) -> View:
+    def view(self, slot: Slot) -> View:
+        """The stream as this loop appends to it."""
         view = self._views.pop(slot, None)
         if view is None:
             view = View(
                 slot,
-                lambda token: self._clients.stream(slot, token, retry=False),
+                lambda token: self.clients.stream(slot, token, retry=False),
                 self._settings.max_chunks,
             )
         self._views[slot] = view  # the newest come last
@@ -163,14 +168,15 @@ class AsyncS2Store:
             del self._views[oldest]
         return view
 
-    def _reading(self, slot: Slot) -> S2Stream:
-        return self._clients.stream(slot, self._address.token)
+    def stream(self, slot: Slot) -> S2Stream:
+        """The S2 stream, as whoever has the address's own token may use it."""
+        return self.clients.stream(slot, self._address.token)
 
     async def _page(self, slot: Slot, offset: int, limit: int) -> tuple[Page, Known | None]:
         """A page, and the stream as of its head."""
         try:
             known, (entries, latest) = await asyncio.gather(
-                self._tail(slot), self._fetch(slot, offset, limit)
+                self.tail(slot), self._fetch(slot, offset, limit)
             )
             if not entries and known is not None and offset < known.end:
                 # Appended between the two, as a rule; or it has expired.
@@ -202,9 +208,7 @@ class AsyncS2Store:
             try:
                 with translating(slot):
                     try:
-                        records = (
-                            await self._reading(slot).read(start=start, limit=wanted)
-                        ).records
+                        records = (await self.stream(slot).read(start=start, limit=wanted)).records
                     except ReadUnwrittenError:
                         break
             except StreamNotFound:
@@ -222,10 +226,10 @@ class AsyncS2Store:
             start = SeqNum(records[-1].seq_num + 1)
         return entries, latest
 
-    async def _tail(self, slot: Slot) -> Known | None:
+    async def tail(self, slot: Slot) -> Known | None:
         """The stream as of its last record; ``None`` if all of them have expired."""
         with translating(slot):
-            known, _ = await last_known(self._reading(slot))
+            known, _ = await last_known(self.stream(slot))
         return known
 
     async def _oldest(self, slot: Slot, known: Known) -> int | None:
@@ -236,7 +240,7 @@ class AsyncS2Store:
             return None
         with translating(slot):
             try:
-                batch = await self._reading(slot).read(start=SeqNum(0), limit=ReadLimit(count=10))
+                batch = await self.stream(slot).read(start=SeqNum(0), limit=ReadLimit(count=10))
             except ReadUnwrittenError:
                 return known.end
         return next(
@@ -248,7 +252,7 @@ class AsyncS2Store:
     ) -> AsyncIterator[Page]:
         from s2_sdk import SeqNum
 
-        session = self._reading(slot).read_session(start=SeqNum(known.tail))
+        session = self.stream(slot).read_session(start=SeqNum(known.tail))
         waiting: asyncio.Future[Any] | None = None
         due = time.monotonic() + idle
         try:
@@ -290,20 +294,6 @@ def gone(slot: Slot, offset: int, first: int) -> OffsetGone:
         "raise CELERY_STREAMS_MAX_CHUNKS or CELERY_STREAMS_RETENTION",
         first=first,
     )
-
-
-async def last_known(stream: S2Stream) -> tuple[Known | None, StreamPosition | None]:
-    """The stream as of its last record; if it has none, where its tail is."""
-    from s2_sdk import ReadUnwrittenError, TailOffset
-
-    for count in LOOK_BACK:
-        try:
-            records = (await stream.read(start=TailOffset(count))).records
-        except ReadUnwrittenError as error:
-            return None, error.tail
-        if (known := known_from(records)) is not None or len(records) < count:
-            return known, None
-    return None, None
 
 
 def _newer(

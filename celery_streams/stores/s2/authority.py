@@ -9,21 +9,17 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from celery_streams.contracts import JSON, Credentials, Head
-from celery_streams.errors import ConfigurationError, StoreUnavailable, StreamError
+from celery_streams.errors import ConfigurationError
 from celery_streams.settings import StreamsSettings
 from celery_streams.slots import Slot
 from celery_streams.stores.s2.address import S2Address, stream_name, token_prefix
-from celery_streams.stores.s2.asynchronous import last_known
 from celery_streams.stores.s2.client import Clients, check_environment, translating
 from celery_streams.stores.s2.loop import LoopThread
-from celery_streams.stores.s2.state import State, end_of, headers_of, timestamp_of
+from celery_streams.stores.s2.opening import Opening, open_stream
 from celery_streams.stores.s2.view import View
 
 if TYPE_CHECKING:
-    from s2_sdk import S2Stream, StreamConfig
-
-#: Times in a row that others may open a stream while this process does.
-_MOST_RACES = 5
+    from s2_sdk import S2Stream
 
 
 class S2Authority:
@@ -96,46 +92,12 @@ class S2Authority:
         self._thread.stop()
 
     async def _initialize(self, slot: Slot, content_type: str) -> Credentials:
-        name = stream_name(self._settings.prefix, slot)
-        basin = self._here().basin(self._address.token)
-        with translating(slot):
-            await basin.ensure_stream(name, config=self._config())
-        await self._open(slot, basin.stream(name), content_type)
-        return await self._mint(slot, name)
-
-    async def _open(self, slot: Slot, stream: S2Stream, content_type: str) -> None:
-        """See that the stream has a state, and this content type."""
-        from s2_sdk import (
-            AppendInput,
-            Record,
-            SeqNumMismatchError,
+        known = await open_stream(
+            self._here(), self._address.token, self._settings, slot, Opening(content_type)
         )
-
-        for _ in range(_MOST_RACES):
-            with translating(slot):
-                known, tail = await last_known(stream)
-            if known is not None:
-                _check_type(slot, known.state.content_type, content_type)
-                return
-            if tail is None:
-                raise StreamError(f"the S2 stream of {slot} was made by something else")
-            # Empty: new, or everything has expired. Offsets go on where they were.
-            end = end_of(tail.timestamp)
-            state = State(
-                secrets.token_hex(6),
-                content_type,
-                int(time.time()),
-                first=end,
-                first_seq=tail.seq_num,
-            )
-            record = Record(b"", headers_of(0, state, slot.owner), timestamp_of(end))
-            with translating(slot):
-                try:
-                    await stream.append(AppendInput([record], match_seq_num=tail.seq_num))
-                except SeqNumMismatchError:
-                    continue
-            return
-        raise StoreUnavailable(f"others opened {slot} {_MOST_RACES} times in a row")
+        if known is not None:
+            _check_type(slot, known.state.content_type, content_type)
+        return await self._mint(slot, stream_name(self._settings.prefix, slot))
 
     async def _mint(self, slot: Slot, name: str) -> Credentials:
         from s2_sdk import AccessTokenScope, ExactMatch, Operation
@@ -180,16 +142,6 @@ class S2Authority:
                 else:
                     count += 1
         return count
-
-    def _config(self) -> StreamConfig:
-        from s2_sdk import StreamConfig, Timestamping, TimestampingMode
-
-        kept = max(1, round(max(self._settings.retention, self._settings.credentials_ttl)))
-        return StreamConfig(
-            retention_policy=max(1, round(self._settings.retention)),
-            timestamping=Timestamping(mode=TimestampingMode.CLIENT_REQUIRE, uncapped=True),
-            delete_on_empty_min_age=kept,
-        )
 
     def _here(self) -> Clients:
         loop = asyncio.get_running_loop()

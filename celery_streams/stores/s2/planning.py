@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from celery_streams.contracts import Append, Appended, Attempt
 from celery_streams.errors import (
@@ -39,6 +39,18 @@ class Added:
 
 
 Verdict = Added | Appended | StreamError
+
+
+@dataclass(frozen=True, slots=True)
+class Due(Generic[T]):
+    """A record is due that leaves the stream in ``state``, ending at ``end``; what to answer
+    once it is durable."""
+
+    answer: T
+    state: State
+    end: int
+    count: int = 0
+    payload: bytes = b""
 
 
 def judge(fence: Fence | None, attempt: Attempt) -> Fence | None:
@@ -98,8 +110,8 @@ def decide(known: Known, append: Append) -> Verdict:
         Appended(known.end, stop, fence.epoch),
         replace(
             state,
-            fences=_newest(state.fences, attempt.run_id, fence, slot.owner),
-            written=_newest(state.written, producer.producer_id, written),
+            fences=newest(state.fences, attempt.run_id, fence, slot.owner),
+            written=newest(state.written, producer.producer_id, written),
         ),
     )
 
@@ -109,7 +121,7 @@ def decide_end(known: Known, slot: Slot, attempt: Attempt, how: str) -> State | 
     fence = judge(known.state.fences.get(attempt.run_id), attempt)
     if fence is None:
         return fenced(slot, known.state.fences[attempt.run_id])
-    fences = _newest(known.state.fences, attempt.run_id, fence, slot.owner)
+    fences = newest(known.state.fences, attempt.run_id, fence, slot.owner)
     return replace(known.state, closed=how, fences=fences)
 
 
@@ -126,7 +138,7 @@ def fenced(slot: Slot, fence: Fence) -> StreamFenced:
     )
 
 
-def _newest(known: dict[str, T], key: str, value: T, kept: str = "") -> dict[str, T]:
+def newest(known: dict[str, T], key: str, value: T, kept: str = "") -> dict[str, T]:
     """With ``key`` last; without the oldest (but for ``kept``) where there are too many."""
     newer = {each: old for each, old in known.items() if each != key}
     if len(newer) >= MOST_IN_MEMORY:

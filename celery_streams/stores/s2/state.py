@@ -13,11 +13,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery_streams.contracts import JSON, Entry, Head
 from celery_streams.errors import StreamError
 from celery_streams.slots import Slot
+
+if TYPE_CHECKING:
+    from s2_sdk import S2Stream, StreamPosition
 
 #: Added to offsets to make timestamps. The year 2109, in milliseconds: a server that reckons a
 #: record's age from its timestamp then keeps it too long, rather than not at all.
@@ -73,6 +76,9 @@ class State:
     is the oldest chunk that ``max_chunks`` keeps, in the record ``first_seq`` (the server may
     remove older ones later). ``fences`` (by run) and ``written`` (by producer) are in the order
     of writing.
+
+    ``stream_seq`` and ``closer`` are the protocol's: the last ``Stream-Seq``, and which producer
+    closed the stream, with which sequence number.
     """
 
     identity: str
@@ -83,6 +89,8 @@ class State:
     first_seq: int = 0
     fences: dict[str, Fence] = field(default_factory=dict)
     written: dict[str, Written] = field(default_factory=dict)
+    stream_seq: str | None = None
+    closer: tuple[str, int, int] | None = None
 
     def encoded(self, owner: str) -> bytes:
         """One header's value, at most ``STATE_BYTES``; the owning run's fence is never left out."""
@@ -101,6 +109,7 @@ class State:
                     self.first_seq,
                     [[run, *fence] for run, fence in fences],
                     [[who, *what] for who, what in list(self.written.items())[-most:]],
+                    *((self.stream_seq, self.closer) if self.stream_seq or self.closer else ()),
                 ],
                 separators=(",", ":"),
                 ensure_ascii=False,
@@ -174,7 +183,10 @@ def known_at(record: Any) -> Known | None:
     if data is None:
         return None
     try:
-        identity, content_type, opened, closed, first, first_seq, fences, written = json.loads(data)
+        (
+            identity, content_type, opened, closed, first, first_seq, fences, written, *protocol,
+        ) = json.loads(data)  # fmt: skip
+        stream_seq, closer = protocol or (None, None)
         state = State(
             identity,
             content_type,
@@ -187,6 +199,8 @@ def known_at(record: Any) -> Known | None:
                 for run, who, generation, epoch, held in fences
             },
             {who: Written(*what) for who, *what in written},
+            stream_seq,
+            None if closer is None else tuple(closer),
         )
     except (ValueError, TypeError) as error:
         raise StreamError(
@@ -201,6 +215,20 @@ def known_from(records: Sequence[Any]) -> Known | None:
         if (known := known_at(record)) is not None:
             return replace(known, tail=records[-1].seq_num + 1)
     return None
+
+
+async def last_known(stream: S2Stream) -> tuple[Known | None, StreamPosition | None]:
+    """The stream as of its last record; if it has none, where its tail is."""
+    from s2_sdk import ReadUnwrittenError, TailOffset
+
+    for count in LOOK_BACK:
+        try:
+            records = (await stream.read(start=TailOffset(count))).records
+        except ReadUnwrittenError as error:
+            return None, error.tail
+        if (known := known_from(records)) is not None or len(records) < count:
+            return known, None
+    return None, None
 
 
 def knock_headers(who: bytes) -> list[tuple[bytes, bytes]]:

@@ -19,7 +19,11 @@ from celery_streams.contracts import (
     Page,
     Producer,
 )
+from celery_streams.errors import ConfigurationError
+from celery_streams.protocol import ProtocolStore
 from celery_streams.redis.address import Address
+from celery_streams.redis.client import AsyncRedisLink
+from celery_streams.redis.layout import Layout
 from celery_streams.settings import StreamsSettings
 from celery_streams.slots import Slot
 from celery_streams.stores.commands import CLOSED
@@ -28,6 +32,7 @@ from celery_streams.stores.s2.address import S2Address
 from celery_streams.stores.s2.asynchronous import AsyncS2Store
 from celery_streams.stores.s2.client import check_environment
 from celery_streams.stores.s2.loop import LoopThread
+from celery_streams.stores.s2.serving import S2ProtocolStore
 from celery_streams.stores.s2.state import PAYLOAD_BYTES
 
 
@@ -141,6 +146,21 @@ class S2Store:
     def for_event_loop(self) -> AsyncStore:
         """The running event loop's store."""
         return self._here()
+
+    def for_gateway(self) -> ProtocolStore:
+        """The running event loop's store, as the gateway uses it.
+
+        Raises:
+            ConfigurationError: the store does not know of a Redis for what is not chunks.
+        """
+        if self._runs is None:
+            raise ConfigurationError(
+                "the gateway needs a Redis beside S2, for runs and what clients create: give "
+                "S2Store its address, or set CELERY_STREAMS_URL to s2://..."
+            )
+        settings = self._settings
+        link = AsyncRedisLink(self._runs, settings, settings.gateway_redis_connections)
+        return S2ProtocolStore(self._here(), link, Layout(settings.prefix), settings)
 
     def shut(self) -> None:
         """Close the connections of the process's own event loop, and end it."""

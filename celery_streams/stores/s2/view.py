@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from celery_streams.contracts import Append, Appended, Attempt, Head
 from celery_streams.errors import (
@@ -21,10 +21,11 @@ from celery_streams.errors import (
 )
 from celery_streams.slots import Slot
 from celery_streams.stores.s2.client import Throttled
-from celery_streams.stores.s2.planning import Added, decide, decide_end
+from celery_streams.stores.s2.planning import Added, Due, decide, decide_end
 from celery_streams.stores.s2.requests import OpenStream, Overtaken, Requests
 from celery_streams.stores.s2.state import (
     LOOK_BACK,
+    MOST_REMEMBERED,
     OVERHEAD,
     RECORD_BYTES,
     Known,
@@ -41,6 +42,8 @@ from celery_streams.stores.s2.trimming import Mark, Marks
 
 if TYPE_CHECKING:
     from s2_sdk import Record
+
+T = TypeVar("T")
 
 #: Times in a row that others may append first, before an append gives up for now: other streams
 #: of the process wait for it.
@@ -112,25 +115,58 @@ class View:
 
     async def close(self, attempt: Attempt | None, how: str, token: str) -> Head:
         """End the stream, once; ``attempt`` ``None`` speaks for whoever runs the system."""
+
+        def closing(known: Known) -> Due[Head] | Head:
+            if known.state.closed is not None:
+                return known.head(self._slot)
+            if attempt is None:
+                after: State | StreamError = replace(known.state, closed=how)
+            else:
+                after = decide_end(known, self._slot, attempt, how)
+            if isinstance(after, StreamError):
+                raise after
+            return Due(Known(known.tail + 1, known.end, after).head(self._slot), after, known.end)
+
+        return await self.change(closing, token)
+
+    async def change(
+        self, decide: Callable[[Known], Due[T] | T], token: str, producer: str = ""
+    ) -> T:
+        """Add the one record that is due, or none; answers what ``decide`` does of the stream
+        as it is. ``producer`` is whose last batch it must know.
+        """
         async with self.lock:
-            if self._known is not None and self._known.state.closed is not None:
-                return self._known.head(self._slot)  # for good
             for race in range(1, _MOST_RACES):
                 known = await self._current_one(token)
-                if known.state.closed is not None:
-                    return known.head(self._slot)
-                if attempt is None:
-                    after: State | StreamError = replace(known.state, closed=how)
-                else:
-                    after = decide_end(known, self._slot, attempt, how)
-                if isinstance(after, StreamError):
-                    raise after
-                record = self._record(0, b"", after, known.end)
-                send = _Send([record], Known(known.tail + 1, known.end, after), [], [], 0)
-                if await self._sent(send, known.tail, token):
-                    return send.known.head(self._slot)
+                try:
+                    due = decide(await self._knowing(known, producer, token))
+                except StreamError:
+                    # Nobody is refused, or told that nothing is to be done, from memory.
+                    if (await self._refreshed(token)).tail != known.tail:
+                        continue
+                    raise
+                if not isinstance(due, Due):
+                    if (await self._refreshed(token)).tail != known.tail:
+                        continue
+                    return due
+                record = self._record(due.count, due.payload, due.state, due.end)
+                marks = [Mark(known.tail, known.end, due.end)] if due.count else []
+                after = Known(known.tail + 1, due.end, due.state)
+                if await self._sent(_Send([record], after, [], marks, 0), known.tail, token):
+                    return due.answer
                 await self._lost_race(race, token)
         raise self._too_busy()
+
+    async def _knowing(self, known: Known, producer: str, token: str) -> Known:
+        """With a producer's last batch, if the state may have left it out."""
+        written = known.state.written
+        if not producer or producer in written or len(written) < MOST_REMEMBERED:
+            return known
+        found = await self._search(producer, 0, known.tail, token)
+        if found is None:
+            return known
+        written = {**written, producer: found.state.written[producer]}
+        return replace(known, state=replace(known.state, written=written))
 
     async def _append_all(
         self, left: dict[int, Append], token: str, results: dict[int, Appended | Exception]

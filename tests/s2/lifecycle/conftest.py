@@ -3,35 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
-import redis
 
 from tests.lifecycle.conftest import eager, prefork
+from tests.s2.servers import ChunksOnS2
 from tests.s2.tokens import TokenServer
 from tests.servers import ValkeyProcess
 
 __all__ = ["eager", "prefork"]
-
-
-class ChunksOnS2(ValkeyProcess):
-    """A Valkey whose ``url``, as a store's, leads to S2."""
-
-    s2_url = ""
-
-    @property
-    def url(self) -> str:
-        """The store's URL."""
-        return self.s2_url or self.url_for()
-
-    def client(self, **options: Any) -> redis.Redis:
-        """Of the Valkey, where the runs are."""
-        s2_url, self.s2_url = self.s2_url, ""
-        try:
-            return super().client(**options)
-        finally:
-            self.s2_url = s2_url
 
 
 @pytest.fixture(scope="session")
