@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from celery_streams.contracts import Authority, Store
 from celery_streams.credentials.registering import RegisteringAuthority
+from celery_streams.credentials.remote import HttpAuthority
 from celery_streams.errors import ConfigurationError
 from celery_streams.redis.address import Address, celery_url, parse_address
 from celery_streams.redis.client import RedisLink
@@ -37,6 +38,7 @@ def located(settings: StreamsSettings, conf: Any, given: BackEnds) -> tuple[Addr
     Raises:
         ConfigurationError: nothing says where the chunks (or, on S2, the runs) are.
     """
+    given = _remote(settings, given)
     url = "" if settings.url is None else settings.url.get_secret_value()
     if not url.startswith(_S2):
         if url:
@@ -76,6 +78,16 @@ def _celerys(conf: Any, otherwise: str) -> str:
     if url is None:
         raise ConfigurationError(otherwise)
     return url
+
+
+def _remote(settings: StreamsSettings, given: BackEnds) -> BackEnds:
+    if settings.authority_url is None or given.authority is not None:
+        return given
+
+    def authority(link: RedisLink, layout: Layout, settings: StreamsSettings) -> Authority:
+        return HttpAuthority(settings)
+
+    return replace(given, authority=authority)
 
 
 def _on_s2(url: str, settings: StreamsSettings) -> BackEnds:

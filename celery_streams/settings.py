@@ -80,8 +80,14 @@ class StreamsSettings(BaseSettings):
     redis_url: SecretStr | None = None
     #: The access token for S2 of this process (or the URL's user name, or the environment's
     #: ``S2_ACCESS_TOKEN``). Whoever mints needs one that may do everything in the basin; readers
-    #: one that may read; a worker that gets its credentials from a gateway (``gateway_url``) none.
+    #: one that may read; a worker that gets its credentials from a gateway (``authority_url``)
+    #: none.
     s2_access_token: SecretStr | None = None
+    #: The gateway that mints this process's write credentials (``https://host[/prefix]``), with
+    #: an access token for it (scopes ``admin:runs/*`` and ``admin:sessions/*``). Not set: this
+    #: process mints them itself.
+    authority_url: str | None = Field(None, pattern=r"^https?://[^/?#@]+[^?#]*$")
+    authority_token: SecretStr | None = None
     #: Key material for everything secret. Credentials cached in Redis are encrypted, and access
     #: tokens signed, with keys derived from it. Not set: credentials are encrypted with a key
     #: derived from the user name and password of ``url``, and there are no tokens.

@@ -17,6 +17,7 @@ from celery_streams.gateway.health import Health, full
 from celery_streams.gateway.hub import Hub
 from celery_streams.gateway.limits import BodyTooLarge, ClientGone, check_request
 from celery_streams.gateway.metrics import RESOURCE, MeteredStore, Metrics, Sources, StoreCounts
+from celery_streams.gateway.minting import Minting
 from celery_streams.gateway.openapi import openapi
 from celery_streams.gateway.problems import Problem
 from celery_streams.gateway.replies import FULL, STARTED, Receive, Replies, Scope, Send
@@ -206,8 +207,9 @@ class Gateway:
                     subscriptions, self._gate, self._replies, self._settings
                 )
                 subscriptions.start()
+            minting = Minting(self._streams, self._gate, self._replies)
             endpoint = StreamEndpoint(
-                store, hub, self._gate, self._replies, self._settings, appended
+                store, hub, self._gate, self._replies, self._settings, appended, minting
             )
             runs = RunsEndpoint(store, inquire, self._gate, self._replies)
             running = self._running[loop] = _Running(

@@ -18,6 +18,7 @@ from celery_streams.gateway.auth import Gate
 from celery_streams.gateway.hub import Hub
 from celery_streams.gateway.limits import content_length, read_body
 from celery_streams.gateway.live import LiveReads, Position, check_offset
+from celery_streams.gateway.minting import Minting
 from celery_streams.gateway.problems import Problem
 from celery_streams.gateway.replies import Receive, Replies, Scope, Send
 from celery_streams.gateway.requests import parse_creation, parse_post
@@ -66,12 +67,15 @@ class StreamEndpoint:
         replies: Replies,
         settings: StreamsSettings,
         appended: Appended | None = None,
+        minting: Minting | None = None,
     ) -> None:
         self._store = store
         self._appended = appended
+        self._minting = minting
         self._gate = gate
         self._replies = replies
         self._settings = settings
+        self._hub = hub
         self._live = LiveReads(hub, replies, settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
@@ -178,6 +182,9 @@ class StreamEndpoint:
     async def _put(self, scope: Scope, receive: Receive, send: Send, target: Target) -> None:
         body = await self._body(scope, receive)
         headers = _headers(scope)
+        if self._minting is not None and self._minting.asked(headers):
+            await self._minting(scope, send, target, headers)
+            return
         root = scope.get("root_path", "")
 
         def source(reference: str) -> Target:
@@ -208,6 +215,8 @@ class StreamEndpoint:
         body = await self._body(scope, receive)
         post = parse_post(_headers(scope), body, self._settings.max_chunk_bytes)
         self._may_close(scope, target, closes=post.close)
+        if post.close:
+            await self._hub.over(target.slot)  # streams of a run that has ended, end as it did
         posted = await self._store.post(target.slot, post)
         if post.chunks and not posted.duplicate and self._appended is not None:
             await self._appended(str(target.slot), posted.end - len(post.chunks), posted.end)

@@ -23,8 +23,8 @@ from tests.workers import BROKER_DB, RESULT_DB
 __all__ = ["anyio_backend"]
 
 
-@pytest.fixture(scope="module")
-def store(s2_lite: S2Lite) -> Iterator[ValkeyProcess]:  # type: ignore[no-redef]
+@pytest.fixture(scope="module")  # type: ignore[no-redef]
+def store(s2_lite: S2Lite) -> Iterator[ValkeyProcess]:
     """Gateways, workers and readers find the runs by the setting of its own."""
     serving_runs = following.serving_runs
     with ChunksOnS2() as server, pytest.MonkeyPatch.context() as patch:
