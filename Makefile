@@ -10,6 +10,7 @@
 #   make test-browser  the gateway's page in a real Chromium
 #   make s2-lite      install the S2 server of the tests by cargo (minutes, once)
 #   make test-s2      the tests of the S2 store, on s2-lite
+#   make bench-s2     chunks to S2 beside the S2 SDK's own ways, on s2-lite
 #   make soak         the fault tests with their full counts, at most 30 minutes
 #   make test-oldest  all tests on the oldest versions that pyproject.toml allows
 #   make clean        remove what the other targets made
@@ -39,7 +40,7 @@ TYPED = $(sort $(patsubst %/,%,$(dir $(wildcard \
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: all venv test test-browser test-s2 s2-lite lint format demo serve bench bench-gateway conformance soak test-oldest redis-server nodejs chromium clean
+.PHONY: all venv test test-browser test-s2 bench-s2 s2-lite lint format demo serve bench bench-gateway conformance soak test-oldest redis-server nodejs chromium clean
 
 all: lint test
 
@@ -71,6 +72,9 @@ $(S2_LITE)/bin/server:
 
 test-s2: venv s2-lite
 	S2_LITE_ROOT=$(S2_LITE) $(BIN)/python -m pytest tests/s2 -n 2 $(ARGS)
+
+bench-s2: venv s2-lite
+	S2_LITE_ROOT=$(S2_LITE) $(BIN)/python -m benchmarks.s2 $(ARGS)
 
 lint: venv
 	$(BIN)/ruff check .
