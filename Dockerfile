@@ -3,7 +3,7 @@ FROM python:3.13-slim AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY celery_streams celery_streams
-RUN python -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir '.[gateway]'
+RUN python -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir '.[gateway,s2]'
 
 FROM python:3.13-slim
 RUN useradd --system --create-home --uid 10001 streams

@@ -20,6 +20,8 @@ import pytest
 import redis
 import yaml
 
+from tests.s2.servers import INSTALLED
+from tests.s2.servers import binary as s2_lite
 from tests.servers.children import end, eventually, free_port, spawn
 from tests.servers.process import ValkeyProcess
 from tests.workers import ROOT
@@ -43,9 +45,12 @@ def compose() -> dict[str, Any]:
 class Service:
     """One service of the file, as a process on this machine."""
 
-    def __init__(self, definition: dict[str, Any], port: int, directory: Path) -> None:
+    def __init__(
+        self, definition: dict[str, Any], port: int, directory: Path, s2_port: int = 0
+    ) -> None:
         self._definition = definition
         self._port = port
+        self._s2_port = s2_port
         self._directory = directory
         self.http_port = free_port()
         environment = definition.get("environment", {})
@@ -81,6 +86,9 @@ class Service:
     def _local(self, text: str) -> str:
         """The addresses of a container, on this machine."""
         here = text.replace("valkey:6379", f"127.0.0.1:{self._port}")
+        here = here.replace("s2-lite:7070", f"127.0.0.1:{self._s2_port}")
+        here = here.replace("7070", str(self._s2_port))
+        here = re.sub("^/(data|s2-basins.json)$", rf"{self._directory}/\1", here)
         return here.replace("0.0.0.0", "127.0.0.1").replace("8080", str(self.http_port))
 
     def _translated(self, words: list[str]) -> list[str]:
@@ -88,6 +96,11 @@ class Service:
             case ["valkey-server", *rest]:
                 port = ["--port", str(self._port), "--bind", "127.0.0.1"]
                 return [ValkeyProcess.binary(), *rest, *port]
+            case ["lite", *rest]:
+                return [s2_lite(), *rest]
+            case ["/app/s2", "list-basins"]:
+                url = f"{self._env['S2_ACCOUNT_ENDPOINT']}/v1/basins"
+                return [sys.executable, "-c", f"from urllib.request import *; urlopen('{url}')"]
             case ["valkey-cli", *rest]:
                 return [
                     sys.executable,
@@ -190,6 +203,53 @@ def test_the_gateway_becomes_healthy_and_asks_for_tokens(
         assert not service.healthy()
     finally:
         assert end(process, patience=20) == 0
+
+
+@pytest.fixture
+def running_s2(
+    compose: dict[str, Any], running_valkey: Service, tmp_path: Path
+) -> Iterator[tuple[Service, int]]:
+    """The service ``s2-lite``, healthy by its own check, with the basin that the others use."""
+    if not (INSTALLED / "bin" / "server").exists():
+        pytest.skip("s2-lite is not installed: make s2-lite")
+    (tmp_path / "s2").mkdir()
+    content = compose["configs"]["s2-basins"]["content"]
+    (tmp_path / "s2" / "s2-basins.json").write_text(content)
+    s2_port = free_port()
+    service = Service(compose["services"]["s2-lite"], 0, tmp_path / "s2", s2_port)
+    process = service.start()
+    eventually(service.healthy, "s2-lite is healthy")
+    yield service, s2_port
+    end(process)
+
+
+@pytest.mark.parametrize("name", ["worker-s2", "gateway-s2"])
+def test_the_services_of_the_profile_s2_become_healthy(
+    compose: dict[str, Any],
+    running_s2: tuple[Service, int],
+    port: int,
+    tmp_path: Path,
+    name: str,
+) -> None:
+    """By their own commands and checks, on databases that the other services do not use."""
+    (tmp_path / name).mkdir()
+    definition = compose["services"][name]
+    assert definition["profiles"] == ["s2"]
+    other = compose["services"][name.removesuffix("-s2")]["environment"]
+    ours = definition["environment"]
+    assert not {text for text in ours.values() if "valkey" in text} & set(other.values())
+    service = Service(definition, port, tmp_path / name, running_s2[1])
+    process = service.start()
+    try:
+        eventually(
+            lambda: process.poll() is not None or service.healthy(),
+            f"{name} is healthy",
+            timeout=60,
+            every=0.2,
+        )
+        assert process.poll() is None, service.log
+    finally:
+        end(process, patience=20)
 
 
 def _instructions() -> list[tuple[str, str]]:
