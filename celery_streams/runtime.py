@@ -156,6 +156,12 @@ class Runtime:
         return RedisProtocolStore(link, self.layout, settings)
 
     @property
+    def where(self) -> str:
+        """Where chunks and runs are, without passwords."""
+        address = getattr(self.store, "address", None)
+        return str(self._address) if address is None else f"{address}, runs on {self._address}"
+
+    @property
     def has_subscriptions(self) -> bool:
         """Whether there can be subscriptions: other stores than ours have none."""
         return isinstance(self.store, RedisStore)

@@ -64,7 +64,7 @@ def examine(streams: Streams, app: Celery) -> Iterator[Finding]:
     yield Finding("ok", "settings", f"loaded; keys start with {settings.prefix!r}")
     try:
         link = streams.runtime.link
-        yield Finding("ok", "address", f"{link.address}, from {_origin(streams, app)}")
+        yield Finding("ok", "address", f"{streams.runtime.where}, from {_origin(streams, app)}")
         nodes = _nodes(link)
     except (StreamError, rx.RedisError, OSError) as error:
         told = translated(error, "the configured address") if _raw(error) else error

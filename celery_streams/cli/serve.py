@@ -86,7 +86,7 @@ def serve(
 def _store(streams: Streams) -> str:
     """The store's address, without its password. Raises what a wrong one raises."""
     with app_errors():
-        return str(streams.runtime.link.address)
+        return streams.runtime.where
 
 
 def _welcome(listener: socket.socket, store: str, workers: int, *, insecure: bool, ui: bool) -> str:

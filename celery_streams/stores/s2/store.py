@@ -63,7 +63,7 @@ class S2Store:
         self, address: S2Address, settings: StreamsSettings, runs: Address | None = None
     ) -> None:
         check_environment()
-        self._address = address
+        self.address = address
         self._runs = runs
         self._settings = settings
         self._thread = LoopThread()
@@ -175,5 +175,5 @@ class S2Store:
         loop = asyncio.get_running_loop()
         store = self._stores.get(loop)
         if store is None:
-            store = self._stores[loop] = AsyncS2Store(self._address, self._settings)
+            store = self._stores[loop] = AsyncS2Store(self.address, self._settings)
         return store
