@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import secrets
 import shutil
@@ -121,6 +122,9 @@ class Stage:
             time.sleep(0.05)
 
     def _stop(self) -> None:
+        # Celery's results end their subscriptions when they are collected; without a server
+        # Celery 5.6 would try that for long.
+        gc.collect()
         if self._gateway is not None:
             self._gateway.stop()
         if self._worker is not None:
