@@ -148,7 +148,7 @@ def test_knocks_are_no_records_to_anybody(backend: S2Backend, kind: str) -> None
 
 
 async def _view_of(backend: S2Backend) -> Any:
-    return backend.store._here()._view(SLOT)
+    return backend.store._here().view(SLOT)
 
 
 def test_a_writer_that_never_rests_lets_others_in(connect: Connect) -> None:

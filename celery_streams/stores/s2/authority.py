@@ -88,8 +88,7 @@ class S2Authority:
         async def run() -> None:
             await self._here().close()
 
-        self._thread.run(run())
-        self._thread.stop()
+        self._thread.stop(run)
 
     async def _initialize(self, slot: Slot, content_type: str) -> Credentials:
         known = await open_stream(

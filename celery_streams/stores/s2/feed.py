@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from celery_streams.errors import StoreUnavailable, StreamError, StreamNotFound
-from celery_streams.protocol import Deleted, Deliver, Ended, Feed, LiveEvent
+from celery_streams.protocol import Deleted, Deliver, Ended, Feed, LiveEvent, RunStateChanged
 from celery_streams.slots import Slot
 from celery_streams.stores.s2.client import translating
 from celery_streams.stores.s2.state import entry_of, known_at, last_known
@@ -34,6 +34,7 @@ class _Listener:
     """One stream that is listened to."""
 
     deliver: Deliver
+    live: bool = False
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
 
@@ -55,8 +56,10 @@ class S2Feed:
         listener = self._listeners[slot] = _Listener(deliver)
 
         def heard(event: LiveEvent) -> None:
-            if isinstance(event, Deleted):
+            if isinstance(event, (Deleted, RunStateChanged)):
                 deliver(event)
+            elif not listener.live:
+                deliver(None)  # opened, or its run is over without it
             listener.changed.set()
 
         try:
@@ -142,6 +145,7 @@ class S2Feed:
             started.set_result(None)
         else:
             listener.deliver(None)  # what came before: the log has it
+        listener.live = True
         if known.state.closed is not None:
             await session.close()
             return True
@@ -152,6 +156,7 @@ class S2Feed:
                         return True
             return False
         finally:
+            listener.live = False
             await session.close()
 
 

@@ -6,13 +6,17 @@ import asyncio
 import os
 import threading
 import weakref
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from celery_streams.errors import StoreUnavailable
 
 T = TypeVar("T")
+
+#: Seconds that closing connections may take.
+_PATIENCE = 2.0
 
 
 class LoopThread:
@@ -42,11 +46,16 @@ class LoopThread:
             future.cancel()
             raise
 
-    def stop(self) -> None:
-        """End the loop, if it runs here; the next use starts another."""
-        loop, self._loop = self._loop, None
-        if loop is not None:
-            loop.call_soon_threadsafe(loop.stop)
+    def stop(self, closing: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """End the loop, if it runs here, with ``closing`` first; the next use starts another."""
+        with self._lock:
+            loop, self._loop = self._loop, None
+        if loop is None:
+            return
+        # At exit nobody must wait for a server that does not say goodbye.
+        with suppress(Exception):
+            asyncio.run_coroutine_threadsafe(closing(), loop).result(_PATIENCE)
+        loop.call_soon_threadsafe(loop.stop)
 
     def _running(self) -> asyncio.AbstractEventLoop:
         with self._lock:

@@ -53,7 +53,7 @@ class S2ProtocolStore(RedisProtocolStore):
 
     async def post(self, slot: Slot, post: Post) -> Posted:
         """See :meth:`celery_streams.protocol.ProtocolStore.post`."""
-        inner, known = await self._resolved(slot)
+        inner, known, _ = await self._resolved(slot)
         decide = partial(decide_post, slot=slot, post=post)
         name = producer_name(post.producer)
         posted = await self._store.view(inner).change(decide, self._store.token, name)
@@ -64,11 +64,13 @@ class S2ProtocolStore(RedisProtocolStore):
     async def read(self, slot: Slot, offset: int, *, limit: int = PAGE_LIMIT) -> Page:
         """See :meth:`celery_streams.protocol.ProtocolStore.read`."""
         try:
-            inner, known = await self._resolved(slot)
-        except StreamNotFound:
-            return Page((), None)
+            inner, known, run_state = await self._resolved(slot)
+        except StreamNotFound as missing:
+            return Page((), None, missing.run_state)
         page = await self._store.read(inner, offset, limit=limit)
-        return Page(page.entries, page.head and _combined(slot, page.head, known))
+        if page.head is None:
+            return Page((), None, run_state)
+        return Page(page.entries, _combined(slot, page.head, known))
 
     async def heads(self, slots: Sequence[Slot]) -> list[Head | Exception]:
         """See :meth:`celery_streams.protocol.ProtocolStore.heads`."""
@@ -77,7 +79,7 @@ class S2ProtocolStore(RedisProtocolStore):
 
     async def remove(self, slot: Slot) -> None:
         """See :meth:`celery_streams.protocol.ProtocolStore.remove`."""
-        inner, known = await self._resolved(slot)
+        inner, known, _ = await self._resolved(slot)
         if known is not None:
             await super().remove(slot)
         deleted = await self._store.delete(inner)
@@ -88,7 +90,7 @@ class S2ProtocolStore(RedisProtocolStore):
         """See :meth:`celery_streams.protocol.ProtocolStore.feed`."""
 
         async def resolve(slot: Slot) -> S2Stream | None:
-            inner, _ = await self._resolved(slot)
+            inner, _, _ = await self._resolved(slot)
             return self._store.stream(inner)
 
         return S2Feed(super().feed(), resolve)
@@ -213,17 +215,17 @@ class S2ProtocolStore(RedisProtocolStore):
 
     # -- both together --------------------------------------------------------------------
 
-    async def _resolved(self, slot: Slot) -> tuple[Slot, Head | None]:
-        """The slot of the S2 stream, and what Redis knows of it.
+    async def _resolved(self, slot: Slot) -> tuple[Slot, Head | None, str | None]:
+        """The slot of the S2 stream, what Redis knows of it, and how its run is doing.
 
         Raises:
             StreamNotFound, StreamDeleted.
         """
         known = (await super().heads([slot]))[0]
         if isinstance(known, Head):
-            return _inner(slot, known.identity), known
+            return _inner(slot, known.identity), known, known.run_state
         if slot.scope != "path" and isinstance(known, StreamNotFound):
-            return slot, None  # Redis may have lost what S2 has
+            return slot, None, known.run_state  # Redis may have lost what S2 has
         raise known
 
     async def _head(self, slot: Slot, recorded: Head | Exception) -> Head | Exception:
@@ -233,6 +235,9 @@ class S2ProtocolStore(RedisProtocolStore):
             return recorded
         try:
             head = await self._store.head(_inner(slot, known.identity if known else ""))
+        except StreamNotFound as error:
+            told = recorded.run_state if isinstance(recorded, Head | StreamNotFound) else None
+            return StreamNotFound(str(error), run_state=told)
         except StreamError as error:
             return error
         return _combined(slot, head, known)

@@ -168,8 +168,7 @@ class S2Store:
         async def run() -> None:
             await self._here().aclose()
 
-        self._thread.run(run())
-        self._thread.stop()
+        self._thread.stop(run)
 
     def _here(self) -> AsyncS2Store:
         loop = asyncio.get_running_loop()
