@@ -15,7 +15,7 @@ from celery_streams.redis.client import AsyncRedisLink, Call
 from celery_streams.redis.layout import Layout
 from celery_streams.redis.scripts import load_script
 from celery_streams.settings import StreamsSettings
-from celery_streams.slots import Slot
+from celery_streams.slots import Scope, Slot
 from celery_streams.stores.commands import CLOSED
 from celery_streams.stores.cursor import PAGE_LIMIT
 from celery_streams.stores.protocol_store import RedisProtocolStore
@@ -25,6 +25,7 @@ from celery_streams.stores.s2.opening import Opening, copy_entries, open_stream
 from celery_streams.stores.s2.planning import Due
 from celery_streams.stores.s2.posting import decide_post, framed, producer_name
 from celery_streams.stores.s2.state import Known
+from celery_streams.stores.s2.sweeping import Sweeper
 
 if TYPE_CHECKING:
     from s2_sdk import S2Stream
@@ -50,6 +51,7 @@ class S2ProtocolStore(RedisProtocolStore):
     ) -> None:
         super().__init__(link, layout, settings)
         self._store = store
+        self._sweeper = Sweeper(store, link, layout)
 
     async def post(self, slot: Slot, post: Post) -> Posted:
         """See :meth:`celery_streams.protocol.ProtocolStore.post`."""
@@ -131,6 +133,11 @@ class S2ProtocolStore(RedisProtocolStore):
             return True, replace(head, end=end, closed=opening.closed)
         now = await self._head(slot, head)
         return False, now if isinstance(now, Head) else head
+
+    async def _tidy(self, scope: Scope) -> None:
+        await super()._tidy(scope)
+        if scope == "path":
+            await self._sweeper.sweep()
 
     async def _create_path(
         self, slot: Slot, identity: str, opening: Opening, record: Record
