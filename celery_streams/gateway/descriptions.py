@@ -24,12 +24,16 @@ _ANSWERED = {
     "Stream-Cursor": "give it back as `cursor`",
     "Stream-Run-State": "how the stream's run is doing",
     "Stream-Earliest-Offset": "the first offset that is left",
+    "Stream-Credentials": "what the store wants to see, if that was asked for",
+    "Stream-Credentials-Id": "names these credentials in logs",
+    "Stream-Credentials-Expires": "until when they hold, Unix seconds",
     "ETag": "give it back as If-None-Match",
     "Location": "the new stream's URL",
     "Retry-After": "seconds after which to try again",
 }
 READ = ("Stream-Next-Offset", "Stream-Up-To-Date", "Stream-Closed", "Stream-Run-State")
 WRITTEN = ("Stream-Next-Offset", "Stream-Closed")
+MINTED = ("Stream-Credentials", "Stream-Credentials-Id", "Stream-Credentials-Expires")
 
 #: What any request may be answered.
 REFUSALS = {

@@ -12,8 +12,8 @@ from celery_streams.errors import ConfigurationError, RunFinished
 from celery_streams.gateway.auth import Gate
 from celery_streams.gateway.problems import Problem
 from celery_streams.gateway.replies import Replies, Scope, Send
+from celery_streams.gateway.requests import media_type
 from celery_streams.gateway.targets import STREAM_ROOT, Target
-from celery_streams.gateway.wire import canonical_type
 
 if TYPE_CHECKING:
     from celery_streams.app import Streams
@@ -54,7 +54,7 @@ class Minting:
                 "invalid-credentials-request",
                 "Stream-Credentials is 'append', for a stream of a run or a session",
             )
-        content_type = canonical_type(headers.get("content-type", "").strip() or JSON)
+        content_type = media_type(headers) or JSON
         authority = self._streams.runtime.authority
 
         try:

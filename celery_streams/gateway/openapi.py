@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from celery_streams.gateway.descriptions import (
     BODY_REFUSALS,
     EVENT_ID,
+    MINTED,
     NAME,
     OFFSET,
     PROBLEM,
@@ -26,6 +27,12 @@ from celery_streams.gateway.descriptions import (
 )
 from celery_streams.gateway.subscriptions import description as subscriptions
 from celery_streams.gateway.targets import STREAM_ROOT
+
+_APPEND = {
+    "type": "string",
+    "enum": ["append"],
+    "description": "answer with credentials to write to the store; runs and sessions only",
+}
 
 
 def openapi(prefix: str = "") -> Document:
@@ -106,7 +113,7 @@ def _stream(path: str, what: str, /, **names: Document) -> Document:
                 f"create {article}, or find it as described",
                 {
                     **answer(200, "it exists as described", WRITTEN),
-                    **answer(201, "it was created", (*WRITTEN, "Location")),
+                    **answer(201, "it was created", (*WRITTEN, "Location", *MINTED)),
                     **problems(
                         {404: "there is no such source", 409: "it exists, and is different",
                          410: "the source was deleted", **BODY_REFUSALS}
@@ -119,6 +126,7 @@ def _stream(path: str, what: str, /, **names: Document) -> Document:
                     header("Stream-Forked-From", {"type": "string", "pattern": "^/[!-~]*$"}),
                     header("Stream-Fork-Offset", OFFSET),
                     header("Stream-Fork-Sub-Offset", WHOLE),
+                    header("Stream-Credentials", _APPEND),
                 ],
                 body=_BODY,
             ),

@@ -34,7 +34,7 @@ def parse_creation(
 ) -> Creation:
     """What a ``PUT`` asks for. ``source`` resolves the path of a fork's source."""
     fork = _fork(headers, source)
-    content_type = _content_type(headers)
+    content_type = media_type(headers)
     if content_type is None and fork is None:
         content_type = BINARY if target.slot.scope == "path" else JSON
     if body and content_type is None:
@@ -59,7 +59,7 @@ def parse_post(headers: Headers, body: bytes, limit: int) -> Post:
         if not close:
             raise Problem(400, "empty-body", "there is nothing to append, and no Stream-Closed")
         return Post(None, (), close, stream_seq, producer)
-    content_type = _content_type(headers)
+    content_type = media_type(headers)
     if content_type is None:
         raise Problem(400, "missing-content-type", "an append needs the stream's Content-Type")
     chunks = split_body(body, content_type, limit)
@@ -73,7 +73,8 @@ def is_true(headers: Headers, name: str) -> bool:
     return headers.get(name, "").strip().lower() == "true"
 
 
-def _content_type(headers: Headers) -> str | None:
+def media_type(headers: Headers) -> str | None:
+    """The ``Content-Type``, canonical; ``None`` if there is none."""
     value = headers.get("content-type", "").strip()
     if not value:
         return None
