@@ -71,7 +71,7 @@ $(S2_LITE)/bin/server:
 		cargo install --locked s2-lite --version $(S2_LITE_VERSION) --root $(S2_LITE)
 
 test-s2: venv s2-lite
-	S2_LITE_ROOT=$(S2_LITE) $(BIN)/python -m pytest tests/s2 -n 2 $(ARGS)
+	S2_LITE_ROOT=$(S2_LITE) $(BIN)/python -m pytest tests/s2 $(PARALLEL) $(ARGS)
 
 bench-s2: venv s2-lite
 	S2_LITE_ROOT=$(S2_LITE) $(BIN)/python -m benchmarks.s2 $(ARGS)
