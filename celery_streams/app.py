@@ -98,6 +98,11 @@ class Streams(Subscribing):
         return self
 
     @property
+    def app(self) -> Celery | None:
+        """The Celery app it is attached to."""
+        return self._app
+
+    @property
     def settings(self) -> StreamsSettings:
         """The settings in force. Raises :class:`ConfigurationError`."""
         if self._settings is None:

@@ -117,3 +117,15 @@ class TokenRejected(StreamError):
 
 class OutsideTask(StreamError, RuntimeError):
     """Run-scoped streams were used where no task is running."""
+
+
+class TooManyMessages(StreamError):
+    """As many messages wait for a chat agent as may; nothing was sent."""
+
+
+class TurnBusy(StreamError):
+    """A chat-agent task was called directly while a turn of the session is active."""
+
+
+class StopRequested(StreamError):
+    """Somebody has asked the turn to stop: out of the next write, where the task wants that."""

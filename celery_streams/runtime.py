@@ -21,6 +21,7 @@ from celery_streams.protocol import ProtocolStore
 from celery_streams.redis.address import Address
 from celery_streams.redis.client import AsyncRedisLink, RedisLink
 from celery_streams.redis.layout import Layout
+from celery_streams.redis.listening import ChannelListener
 from celery_streams.redis.scripts import load_script
 from celery_streams.runs.recorded import RecordedStore
 from celery_streams.runs.registry import RunRegistry
@@ -74,6 +75,8 @@ class Living:
 
     attempts: dict[str, Attempt] = field(default_factory=dict)
     endings: deque[Ending] = field(default_factory=deque)
+    #: Called with each tick, for as long as they are here.
+    beats: set[Callable[[], object]] = field(default_factory=set)
 
 
 class Runtime:
@@ -91,6 +94,7 @@ class Runtime:
         end = None if self.records_runs else getattr(self.authority, "end", None)
         self.registry = RunRegistry(self.link, self.layout, settings, end)
         self.cache = CredentialCache(self.authority, self.link, self.layout, settings, self.stats)
+        self.listener = ChannelListener(self.link)
         self._living = Living()
         self._lock = threading.Lock()
         self.flusher = Flusher(
@@ -196,6 +200,21 @@ class Runtime:
         with self._lock:
             self._living.attempts.pop(attempt.attempt_id, None)
 
+    def beat(self, renew: Callable[[], object]) -> None:
+        """Call ``renew`` every ``orphan_timeout / 3`` seconds (10 at most) until :meth:`rest`."""
+        with self._lock:
+            self._living.beats.add(renew)
+        self.flusher.keep_ticking()
+
+    def rest(self, renew: Callable[[], object]) -> None:
+        """Do not call ``renew`` any more."""
+        with self._lock:
+            self._living.beats.discard(renew)
+
+    def async_link(self) -> AsyncRedisLink:
+        """A link for the running event loop, with a gateway's number of connections."""
+        return AsyncRedisLink(self._address, self.settings, self.settings.gateway_redis_connections)
+
     def end_run(self, ending: Ending) -> None:
         """Record the end of a run and close its streams: now, or as soon as the store is back."""
         always = ending.always or not self.records_runs
@@ -248,6 +267,12 @@ class Runtime:
             attempts = list(self._living.attempts.values())
             endings = list(self._living.endings)
             self._living.endings.clear()
+            beats = list(self._living.beats)
+        for renew in beats:
+            try:
+                renew()
+            except StreamError as error:
+                logger.warning("could not show that a chat turn is alive: %s", error)
         for ending in endings:
             self.end_run(ending)
         if attempts:
@@ -255,7 +280,8 @@ class Runtime:
                 if alive is False:
                     self.leave(attempt)
         with self._lock:
-            return bool(self._living.attempts or self._living.endings)
+            living = self._living
+            return bool(living.attempts or living.endings or living.beats)
 
     def _made(
         self,

@@ -136,6 +136,14 @@ class StreamsSettings(BaseSettings):
     connect_timeout: float = Field(3.0, gt=0)
     socket_timeout: float = Field(5.0, gt=0)
 
+    #: Chat agents that the gateway serves: tasks' names, or ``name=task`` for another name in the
+    #: URL.
+    chat_agents: Several[str] = ()
+    #: Messages that may wait in one session while a turn is active.
+    chat_max_pending: int = Field(32, gt=0, le=1000)
+    #: Turns, the last ones, whose chunks stay in a session's ``out`` stream.
+    chat_keep_turns: int = Field(8, gt=0)
+
     #: Other values of ``secret`` whose tokens are accepted, too: the former one during a change.
     token_secrets: Several[SecretStr] = ()
     #: Public keys of issuers whose tokens are accepted: PEM texts, or paths of files with PEM

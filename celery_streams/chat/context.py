@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from celery_streams.chat.adapters import pipe
+from celery_streams.chat.requests import Message, Trigger, text_of
+from celery_streams.chat.response import ChatResponse
 from celery_streams.contracts import Offset
 from celery_streams.errors import ConfigurationError
 from celery_streams.reading.reader import Reader
 from celery_streams.slots import Slot
 from celery_streams.writing.writer import Writer
 from celery_streams.writing.writers import AttemptWriters
+
+if TYPE_CHECKING:
+    from celery_streams.chat.turn import Turn
 
 OpenReader = Callable[[Slot, Offset, float | None], Reader]
 
@@ -63,26 +69,82 @@ class ChatStream:
         self._writer = None
 
 
-class ChatResponse:
-    """The answer of the turn that is running, as parts on the session's ``out`` stream."""
+class ChatInbox:
+    """Messages that were sent while the turn runs."""
 
-    def __init__(self, stream: ChatStream) -> None:
-        self._stream = stream
+    def __init__(self, take: Callable[[], list[Message]]) -> None:
+        self._take = take
 
-    def write(self, part: Any) -> None:
-        """Queue one part of the answer; never a round trip."""
-        self._stream.write(part)
+    def pending(self) -> list[Message]:
+        """Read them: the running turn answers them, and they start none of their own.
+
+        One round trip. What is not read starts the next turn.
+        """
+        return self._take()
 
 
 class Chat:
     """What ``self.chat`` is in a running chat-agent task."""
 
-    def __init__(
-        self, session_id: str, writers: Callable[[], AttemptWriters], open_reader: OpenReader
-    ) -> None:
+    def __init__(self, session_id: str, turn: Turn, open_reader: OpenReader) -> None:
         self.session_id = session_id
-        self.stream = ChatStream(session_id, writers, open_reader)
-        self.response = ChatResponse(self.stream)
+        self.stream = ChatStream(session_id, turn.writers, open_reader)
+        self.inbox = ChatInbox(turn.take)
+        self._turn = turn
+
+    @property
+    def response(self) -> ChatResponse:
+        """The answer."""
+        return self._turn.response
+
+    @property
+    def messages(self) -> list[Message]:
+        """The history, as the AI SDK's UI messages; the last one is what is to be answered."""
+        return self._turn.messages
+
+    @property
+    def message(self) -> Message | None:
+        """The message to answer (when regenerating, the one before the answer)."""
+        return self._turn.message
+
+    @property
+    def text(self) -> str:
+        """The text of :attr:`message`."""
+        return text_of(self.message)
+
+    @property
+    def trigger(self) -> Trigger:
+        """``submit-message`` or ``regenerate-message``."""
+        return self._turn.begun.request.trigger
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """What else the client has sent with its message."""
+        return self._turn.begun.request.body
+
+    @property
+    def turn_id(self) -> str:
+        """The turn; the same for all its attempts."""
+        return self._turn.begun.turn_id
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt of the turn this is, from 1."""
+        return self._turn.begun.number
+
+    @property
+    def stopped(self) -> bool:
+        """Whether somebody has asked this turn to stop. No round trip."""
+        return self._turn.stopping.is_set()
+
+    def pipe(self, source: Any) -> Any:
+        """Write a model's answer as it comes; ends early if the turn is to stop.
+
+        ``source``: an (async) iterable of texts or of chunks of the UI message stream, or what
+        an adapter knows (see :mod:`celery_streams.chat.adapters`). Returns the text of the answer
+        it has written; for an async source called within an event loop, an awaitable of it.
+        """
+        return pipe(source, self.response, self._turn.stopping.is_set)
 
 
 def session_id_of(

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
 from celery_streams.app import Streams
+from celery_streams.chat.turns import TurnCommands
 from celery_streams.errors import ConfigurationError, StoreUnavailable, StreamError
 from celery_streams.gateway.auth import Gate
+from celery_streams.gateway.chat import CHAT_ROOT, ChatEndpoint, Parts, SessionFeed, agents_by_name
 from celery_streams.gateway.endpoint import StreamEndpoint
 from celery_streams.gateway.health import Health, full
 from celery_streams.gateway.hub import Hub
@@ -48,14 +51,23 @@ class _Running:
     runs: RunsEndpoint
     subscriptions: Subscriptions | None
     control: SubscriptionEndpoint | None
+    chat: ChatEndpoint | None
 
 
 class Gateway:
     """See :func:`create_app`. One event loop at a time; nothing is opened before it is needed."""
 
-    def __init__(self, streams: Streams, *, insecure: bool = False, ui: bool = False) -> None:
+    def __init__(
+        self,
+        streams: Streams,
+        *,
+        insecure: bool = False,
+        ui: bool = False,
+        agents: Mapping[str, str] | None = None,
+    ) -> None:
         self._streams = streams
         self._settings = streams.settings
+        self._agents = agents_by_name(self._settings.chat_agents, agents)
         self._gate = Gate(self._settings, insecure=insecure)
         self._replies = Replies(self._settings.gateway_cors_origins)
         self._viewer = Viewer() if ui else None
@@ -119,6 +131,8 @@ class Gateway:
         self._draining = True
         for running in self._running.values():
             running.hub.drain()
+            if running.chat is not None:
+                running.chat.drain()
 
     async def aclose(self) -> None:
         """End what runs on this event loop."""
@@ -126,6 +140,8 @@ class Gateway:
         if running is not None:
             if running.subscriptions is not None:
                 await running.subscriptions.aclose()
+            if running.chat is not None:
+                await running.chat.aclose()
             await running.hub.aclose()
             await running.store.aclose()
 
@@ -146,6 +162,9 @@ class Gateway:
         if path.startswith(STREAM_ROOT):
             running = self._on_this_loop()
             await running.streams(scope, receive, send, path.removeprefix(STREAM_ROOT))
+            return
+        if path.startswith(CHAT_ROOT) and (chat := self._on_this_loop().chat) is not None:
+            await chat(scope, receive, send, path.removeprefix(CHAT_ROOT))
             return
         if RunsEndpoint.serves(path):
             await self._on_this_loop().runs(scope, send, path)
@@ -213,11 +232,24 @@ class Gateway:
             )
             runs = RunsEndpoint(store, inquire, self._gate, self._replies)
             running = self._running[loop] = _Running(
-                metered, hub, endpoint, runs, subscriptions, control
+                metered, hub, endpoint, runs, subscriptions, control, self._chat(store)
             )
             if self._draining:
-                hub.drain()
+                self.drain()
         return running
+
+    def _chat(self, store: ProtocolStore) -> ChatEndpoint | None:
+        runtime = self._streams.runtime
+        if not self._agents or not runtime.records_runs:
+            return None
+        parts = Parts(
+            self._agents,
+            self._streams.app,
+            runtime.async_link(),
+            TurnCommands(runtime.layout, self._settings),
+            SessionFeed(store, self._settings),
+        )
+        return ChatEndpoint(parts, self._gate, self._replies, self._settings)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
@@ -232,7 +264,13 @@ class Gateway:
                 return
 
 
-def create_app(streams: Streams, *, insecure: bool = False, ui: bool = False) -> Gateway:
+def create_app(
+    streams: Streams,
+    *,
+    insecure: bool = False,
+    ui: bool = False,
+    agents: Mapping[str, str] | None = None,
+) -> Gateway:
     """The gateway as an ASGI application, alone or mounted under any prefix.
 
     ::
@@ -244,11 +282,13 @@ def create_app(streams: Streams, *, insecure: bool = False, ui: bool = False) ->
         streams: whose store it serves.
         insecure: serve everybody who can connect, without tokens.
         ui: serve a page to look at runs and sessions, at ``/``.
+        agents: chat-agent tasks to serve below ``/chat/``, by the names that URLs use; besides
+            those of the setting ``chat_agents``.
 
     Raises:
         ConfigurationError: there is no secret to check tokens with, and ``insecure`` is not set.
     """
-    return Gateway(streams, insecure=insecure, ui=ui)
+    return Gateway(streams, insecure=insecure, ui=ui, agents=agents)
 
 
 def _route(scope: Scope) -> str:

@@ -78,6 +78,11 @@ class Layout:
         """Sharded channel: what the lock's holder left behind when it let go."""
         return f"{self.base(slot)}wake/{slot.key}"
 
+    def chat(self, slot: Slot, what: str) -> str:
+        """Of a session: ``turn`` (hash), ``pending``, ``taken`` and ``starts`` (lists), ``history``
+        (string), ``stop`` (channel)."""
+        return f"{self.base(slot)}chat/{what}"
+
     def index(self, scope: Scope) -> str:
         """Sorted set: every stream of one scope, by the time it was opened last."""
         return f"{self.prefix}/index/{scope}"

@@ -13,6 +13,7 @@ from celery.exceptions import Ignore, Reject, Retry
 
 from celery_streams.chat.agent import ChatAgent
 from celery_streams.chat.context import Chat, session_id_of
+from celery_streams.chat.turn import Turn
 from celery_streams.contracts import Head
 from celery_streams.errors import (
     ConfigurationError,
@@ -92,6 +93,7 @@ class RunningAttempt:
             drain_timeout=owner.settings.drain_timeout,
             guardrail=self._guardrail() if isinstance(task, ChatAgent) else None,
         )
+        self.turn: Turn | None = None
         self.chat = self._chat(args) if isinstance(task, ChatAgent) else None
         owner.track(self)
 
@@ -103,7 +105,10 @@ class RunningAttempt:
         """
         self.executing = True
         try:
-            result = run(*args, **kwargs)
+            if self.turn is not None:
+                result = self.turn.execute(run, args, kwargs)
+            else:
+                result = run(*args, **kwargs)
         except Exception as error:
             self._raised = error
             self._drain(fail=False)
@@ -155,7 +160,8 @@ class RunningAttempt:
         self._opening = threading.Lock()
         self._writers = None
         self.streams.forget_writers()
-        if self.chat is not None:
+        if self.chat is not None and self.turn is not None:
+            self.turn.forget_writers()
             self.chat.stream.forget_writers()
 
     def _get_writers(self) -> AttemptWriters:
@@ -282,4 +288,15 @@ class RunningAttempt:
 
     def _chat(self, args: tuple[tuple[Any, ...], dict[str, Any]]) -> Chat:
         session_id = session_id_of(self._task.run, self._task.session_argument, *args)
-        return Chat(Slot.session(session_id).owner, self._get_writers, self._owner.open_reader)
+        session_id = Slot.session(session_id).owner
+        owner = self._owner
+        self.turn = Turn(
+            self._task,
+            self.run_id,
+            self.identity.attempt,
+            session_id,
+            first=self.identity.first,
+            runtime=lambda: owner.runtime,
+            app=lambda: owner.app,
+        )
+        return Chat(session_id, self.turn, owner.open_reader)

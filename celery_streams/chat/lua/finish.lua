@@ -1,0 +1,34 @@
+#!lua
+-- End a turn: its last chunks, the snapshot, the trim, and the next turn, in one step.
+local turn, pending, taken, history, starts, meta, log, keys =
+  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+local task, attempt, channel, snapshot = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local count, payload, id, next_task = tonumber(ARGV[5]), ARGV[6], ARGV[7], ARGV[8]
+local lease, retention, kept = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
+-- attempt: empty for whoever ends the turn of a worker that cannot (and names its task).
+-- kept: turns whose chunks stay in `out`. starts: where they begin.
+-- Returns {'LOST'}, {'OK'} or {'NEXT', request of the turn that has begun}.
+--#include ./chat
+
+local known = redis.call('HMGET', turn, 'task', 'attempt', 'start')
+if known[1] ~= task or (attempt ~= '' and known[2] ~= attempt) then
+  return {'LOST'}
+end
+local stop = append(meta, log, keys, channel, 'out', count, payload, retention)
+redis.call('SET', history, snapshot, 'PX', retention)
+local more = redis.call('RPUSH', starts, known[3]) - kept
+if more > 0 then
+  redis.call('LTRIM', starts, more, -1)
+  local first = tonumber(redis.call('LINDEX', starts, 0))
+  redis.call('XTRIM', log, 'MINID', '=', string.format('%d-0', first + 1))
+end
+redis.call('HDEL', turn, 'turn', 'task', 'attempt', 'stop', 'state', 'lease', 'request')
+redis.call('HSET', turn, 'last', task)
+redis.call('DEL', taken)
+keep(retention, turn, pending, starts)
+local request = redis.call('LPOP', pending)
+if not request then
+  return {'OK'}
+end
+begin_turn(turn, id, next_task, request, stop, clock() + lease)
+return {'NEXT', request}

@@ -1,0 +1,99 @@
+"""What starts a turn: :class:`Request`, and the form in which it waits in Redis."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic_core import from_json, to_json
+
+from celery_streams.errors import InvalidName
+
+Trigger = Literal["submit-message", "regenerate-message"]
+#: A message as the AI SDK has it: ``{"id": ..., "role": ..., "parts": [...]}``.
+Message = dict[str, Any]
+
+
+def new_id(kind: str = "msg") -> str:
+    """An id for a message, a part or a turn."""
+    return f"{kind}_{secrets.token_hex(12)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One thing a client wants answered.
+
+    ``agent`` is the task's name, ``reply`` the id that the answer gets. ``arguments`` are those
+    of a task that was called directly, ``None`` else.
+    """
+
+    agent: str
+    trigger: Trigger = "submit-message"
+    message: Message | None = None
+    #: The message that is edited or regenerated.
+    message_id: str | None = None
+    #: Whatever else the client has sent.
+    body: dict[str, Any] = field(default_factory=dict)
+    reply: str = field(default_factory=new_id)
+
+    @property
+    def once(self) -> str:
+        """What tells a request that is sent twice; empty for one that may be."""
+        message = self.message
+        if self.trigger != "submit-message" or self.message_id or message is None:
+            return ""
+        return str(message["id"]) if message["role"] == "user" else ""
+
+    def pack(self) -> bytes:
+        """As it is kept: agent, reply and :attr:`once`, a line each, then JSON on one line.
+
+        Raises:
+            InvalidName: one of them contains a line end.
+        """
+        names = (self.agent, self.reply, self.once)
+        for name in names:
+            if not name.isprintable():
+                raise InvalidName(f"the name {name!a} contains an unprintable character")
+        content = to_json(
+            {
+                "trigger": self.trigger,
+                "message": self.message,
+                "messageId": self.message_id,
+                "body": self.body,
+            }
+        )
+        return b"\n".join([*(name.encode() for name in names), content])
+
+    @classmethod
+    def parse(cls, packed: bytes) -> Request:
+        """What :meth:`pack` has made."""
+        agent, reply, _, content = packed.split(b"\n", 3)
+        values = from_json(content)
+        return cls(
+            agent.decode(),
+            values["trigger"],
+            values["message"],
+            values["messageId"],
+            values["body"],
+            reply.decode(),
+        )
+
+
+def user_message(content: str | Message) -> Message:
+    """A message as the AI SDK has it, of a text or of one that may lack id and role."""
+    if isinstance(content, str):
+        return {"id": new_id(), "role": "user", "parts": [{"type": "text", "text": content}]}
+    return {"id": new_id(), "role": "user", "parts": [], **content}
+
+
+def text_of(message: Message | None) -> str:
+    """The text of a message's text parts."""
+    parts = message.get("parts") if message else None
+    return "".join(
+        part["text"]
+        for part in parts or ()
+        if isinstance(part, dict)
+        and part.get("type") == "text"
+        and isinstance(part.get("text"), str)
+    )

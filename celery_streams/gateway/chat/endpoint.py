@@ -1,0 +1,270 @@
+"""The chat's four requests: send, resume, stop, and the messages."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+from pydantic_core import to_json
+
+from celery_streams.chat.dispatch import publish
+from celery_streams.chat.history import asked, with_taken
+from celery_streams.chat.turns import Dispatch, SessionState, TurnCommands
+from celery_streams.errors import (
+    InvalidName,
+    OffsetGone,
+    StoreUnavailable,
+    StreamClosed,
+    TooManyMessages,
+)
+from celery_streams.gateway import wire
+from celery_streams.gateway.auth import ConnectionLimit, Gate
+from celery_streams.gateway.chat.answers import Answer, as_events
+from celery_streams.gateway.chat.bodies import parse_body
+from celery_streams.gateway.chat.following import SessionFeed
+from celery_streams.gateway.limits import ClientGone, content_length, read_body
+from celery_streams.gateway.problems import Problem
+from celery_streams.gateway.replies import Receive, Replies, Scope, Send
+from celery_streams.redis.client import AsyncRedisLink
+from celery_streams.settings import StreamsSettings
+from celery_streams.slots import Slot
+from celery_streams.tokens import Access, resource_of
+
+logger = logging.getLogger("celery_streams.gateway")
+
+CHAT_ROOT = "/chat/"
+
+#: The end of every complete stream.
+_DONE = b"data: [DONE]\n\n"
+_STREAM_HEADERS = {
+    "content-type": "text/event-stream",
+    "cache-control": "no-cache",
+    "x-vercel-ai-ui-message-stream": "v1",
+    "x-accel-buffering": "no",
+}
+#: Seconds that a client has to take a part of the answer.
+_PATIENCE = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the endpoint works with."""
+
+    agents: Mapping[str, str]
+    app: Celery | None
+    link: AsyncRedisLink
+    commands: TurnCommands
+    feed: SessionFeed
+
+
+class ChatEndpoint:
+    """Answers requests below ``/chat/``."""
+
+    def __init__(
+        self, parts: Parts, gate: Gate, replies: Replies, settings: StreamsSettings
+    ) -> None:
+        self._agents = parts.agents
+        self._app = parts.app
+        self._link = parts.link
+        self._commands = parts.commands
+        self._feed = parts.feed
+        self._gate = gate
+        self._replies = replies
+        self._settings = settings
+        self._limit = ConnectionLimit(settings.gateway_connections_per_token)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
+        """Answer a request for ``path``, relative to the root."""
+        access = self._gate.access(scope)
+        agent, _, rest = path.partition("/")
+        task = self._agents.get(agent)
+        if task is None:
+            raise Problem(404, "no-such-agent", "there is no chat agent of this name here")
+        session_id, _, what = rest.partition("/")
+        match what if rest else "send":
+            case "send":
+                _only(scope, "POST")
+                await self._send(scope, receive, send, access, task)
+            case "stream":
+                _only(scope, "GET")
+                await self._resume(scope, receive, send, access, _session(session_id))
+            case "stop":
+                _only(scope, "POST")
+                await self._stop(scope, send, access, _session(session_id))
+            case "messages":
+                _only(scope, "GET", "HEAD")
+                await self._messages(scope, send, access, _session(session_id))
+            case _:
+                raise Problem(404, "not-found", "there is nothing at this path")
+
+    def drain(self) -> None:
+        """End what is being streamed."""
+        self._feed.drain()
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._feed.aclose()
+        await self._link.close()
+
+    async def _send(
+        self, scope: Scope, receive: Receive, send: Send, access: Access, task: str
+    ) -> None:
+        headers = {name.decode("latin-1"): value for name, value in scope["headers"]}
+        media = wire.media_type(headers.get("content-type", b"").decode("latin-1"))
+        if media != "application/json":
+            raise Problem(415, "unsupported-media-type", "send application/json")
+        body = await read_body(receive, self._settings, content_length(scope["headers"]))
+        session_id, request = parse_body(body, task)
+        self._require(access, "write", Slot.session(session_id, "in"))
+        self._require(access, "read", Slot.session(session_id, "out"))
+        try:
+            sent = await self._link.call(self._commands.send(session_id, request))
+        except TooManyMessages as error:
+            raise Problem(
+                429, "too-many-messages", str(error), headers={"Retry-After": "5"}
+            ) from None
+        except StreamClosed as error:
+            raise Problem(409, "session-ended", str(error)) from None
+        if sent.due is not None:
+            await self._dispatch(sent.due)
+        if sent.lost:
+            await self._take_over(session_id)
+        await self._stream(scope, receive, send, access, session_id, sent.reply, sent.offset)
+
+    async def _resume(
+        self, scope: Scope, receive: Receive, send: Send, access: Access, session_id: str
+    ) -> None:
+        self._require(access, "read", Slot.session(session_id, "out"))
+        active = (await self._look(session_id)).active
+        if active is None:
+            await self._replies.reply(scope, send, 204, {"cache-control": "no-store"})
+            return
+        await self._stream(scope, receive, send, access, session_id, active.reply, active.start)
+
+    async def _stop(self, scope: Scope, send: Send, access: Access, session_id: str) -> None:
+        self._require(access, "write", Slot.session(session_id, "in"))
+        stopping, lost = await self._link.call(self._commands.stop(session_id))
+        if lost:
+            await self._take_over(session_id)
+        await self._document(scope, send, 202 if stopping else 200, {"stopping": stopping})
+
+    async def _messages(self, scope: Scope, send: Send, access: Access, session_id: str) -> None:
+        self._require(access, "read", Slot.session(session_id, "out"))
+        state = await self._link.call(self._commands.look(session_id))
+        messages = state.history or []
+        if state.active is not None:
+            messages = with_taken(asked(messages, state.active.request), state.taken)
+        document = {
+            "id": session_id,
+            "messages": messages,
+            "active": state.active is not None,
+            "pending": [each.message for each in state.pending if each.message is not None],
+        }
+        await self._document(scope, send, 200, document)
+
+    async def _stream(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        access: Access,
+        session_id: str,
+        reply: str,
+        offset: int,
+    ) -> None:
+        """The UI message stream of one answer."""
+
+        async def look() -> SessionState:
+            return await self._look(session_id)
+
+        slot = Slot.session(session_id, "out")
+        answer = Answer(self._feed, slot, reply, offset, look)
+        with self._limit.held(access):
+            await self._replies.start(scope, send, 200, _STREAM_HEADERS)
+            sending = asyncio.create_task(_pass_on(answer, send))
+            watch = asyncio.create_task(_gone(receive))
+            try:
+                await asyncio.wait((sending, watch), return_when=asyncio.FIRST_COMPLETED)
+                if sending.done():
+                    await sending
+            finally:
+                watch.cancel()
+                sending.cancel()
+                with suppress(BaseException):
+                    await sending
+        with suppress(OSError):
+            end = _DONE if answer.complete else b""
+            await send({"type": "http.response.body", "body": end, "more_body": False})
+
+    async def _look(self, session_id: str) -> SessionState:
+        """The session's state; a turn whose worker is lost is sent again."""
+        state = await self._link.call(self._commands.look(session_id))
+        if state.active is not None and state.active.lost:
+            await self._take_over(session_id)
+        return state
+
+    async def _take_over(self, session_id: str) -> None:
+        due = await self._link.call(self._commands.take_over(session_id))
+        if due is not None:
+            logger.warning("session %s: its turn's worker is lost, sent it again", session_id)
+            await self._dispatch(due)
+
+    async def _dispatch(self, due: Dispatch) -> None:
+        if self._app is None:
+            raise Problem(503, "no-broker", "this gateway has no Celery app to send tasks with")
+        try:
+            await asyncio.to_thread(publish, self._app, due)
+        except (OperationalError, OSError) as error:
+            logger.warning("could not send the turn of session %s: %s", due.session_id, error)
+            raise Problem(
+                503, "broker-unavailable", "the broker cannot be reached; try again soon",
+                headers={"retry-after": "10"},
+            ) from None  # fmt: skip
+        with suppress(StoreUnavailable):  # then it may be sent twice, and answered once
+            await self._link.call(self._commands.sent(due))
+
+    async def _document(self, scope: Scope, send: Send, status: int, document: Any) -> None:
+        headers = {"content-type": "application/json", "cache-control": "no-store"}
+        await self._replies.reply(scope, send, status, headers, to_json(document))
+
+    def _require(self, access: Access, action: Any, slot: Slot) -> None:
+        if not access.allows(action, resource_of(slot)):
+            raise self._gate.refusal(f"{action}:{quote(resource_of(slot), safe='/-._~')}")
+
+
+async def _pass_on(answer: Answer, send: Send) -> None:
+    """Send the answer, for as long as the client takes it."""
+    with suppress(OffsetGone, TimeoutError):
+        async for chunks in answer.pieces():
+            body = as_events(chunks) if chunks else wire.HEARTBEAT
+            async with asyncio.timeout(_PATIENCE):
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+async def _gone(receive: Receive) -> None:
+    """Returns when the client has gone. The turn goes on."""
+    with suppress(ClientGone):
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+
+def _session(session_id: str) -> str:
+    try:
+        return Slot.session(session_id).owner
+    except InvalidName as error:
+        raise Problem(400, "invalid-path", str(error)) from None
+
+
+def _only(scope: Scope, *methods: str) -> None:
+    if scope["method"] not in methods:
+        raise Problem(
+            405, "method-not-allowed", f"there is no {scope['method']} here",
+            headers={"allow": ", ".join(methods)},
+        )  # fmt: skip

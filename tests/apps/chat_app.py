@@ -1,0 +1,119 @@
+"""Chat agents that do what the message says, for the chat's tests."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import redis
+from celery import Celery
+
+from celery_streams import ChatAgent, StopRequested, Streams
+
+app = Celery("chat")
+app.conf.update(
+    broker_url=os.environ.get("TEST_BROKER_URL"),
+    result_backend=os.environ.get("TEST_RESULT_BACKEND"),
+    broker_connection_retry_on_startup=True,
+    worker_prefetch_multiplier=1,
+)
+streams = Streams(app)
+
+
+def _gate() -> Any:
+    """Where tests hold agents up, and see how far they are."""
+    return redis.Redis.from_url(os.environ["CELERY_STREAMS_URL"])
+
+
+def pass_gate(name: str, *, stopped: Any = bool) -> None:
+    """Say that somebody is at the gate, and wait until the test opens it."""
+    gate = _gate()
+    gate.rpush(f"at:{name}", os.getpid())
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and not stopped():
+        if gate.lpop(f"open:{name}") is not None:
+            return
+        time.sleep(0.002)
+    if not stopped():
+        raise TimeoutError(f"the gate {name} stayed closed")
+
+
+class Hooked(ChatAgent):
+    """Notes its hooks."""
+
+    abstract = True
+
+    def _note(self, hook: str) -> None:
+        _gate().rpush(f"hooks:{self.chat.session_id}", hook)
+
+    def on_chat_start(self) -> None:
+        self._note("chat-start")
+
+    def on_turn_start(self) -> None:
+        self._note("turn-start")
+
+    def on_turn_complete(self) -> None:
+        self._note("turn-complete")
+
+    def on_error(self, error: Exception) -> None:
+        self._note(f"error {error}")
+
+    def save_messages(self, session_id: str, messages: list[Any]) -> None:
+        self._note(f"save {len(messages)}")
+
+
+@app.task(bind=True, base=Hooked)
+def echo(self: Any, session_id: str) -> str:
+    """Answer with the message, a word at a time; a word ``gate:x`` waits at the gate x."""
+    for word in self.chat.text.split():
+        if word == "retry-once":
+            if self.chat.attempt == 1:
+                raise self.retry(countdown=0)
+        elif not _control(self.chat, word):
+            _write(self.chat, word)
+    return str(self.chat.turn_id)
+
+
+def _control(chat: Any, word: str) -> bool:
+    verb, _, argument = word.partition(":")
+    match verb:
+        case "gate":
+            pass_gate(argument)
+        case "until-stopped":
+            pass_gate(chat.session_id, stopped=lambda: chat.stopped)
+            raise StopRequested("noticed")
+        case "raise":
+            raise ValueError("a secret")
+        case _:
+            return False
+    return True
+
+
+def _write(chat: Any, word: str) -> None:
+    response = chat.response
+    match word:
+        case "pending":
+            for message in chat.inbox.pending():
+                response.text(f"[{message['parts'][0]['text']}]")
+        case "tool":
+            response.tool_output(response.tool_input("clock", {"zone": "UTC"}), "noon")
+        case "client-tool":
+            response.tool_input("ask", {"question": "colour?"}, call_id="ask-1")
+        case "count":
+            response.text(f"{len(chat.messages)} ")
+        case "raw":
+            chat.stream.write({"mine": True})
+        case "step":
+            response.write({"type": "start-step"})
+        case _:
+            response.text(f"{word} ")
+
+
+@app.task(bind=True, base=ChatAgent, raise_on_stop=True)
+def stubborn(self: Any, session_id: str, message: Any) -> None:
+    """Write until a write refuses."""
+    assert message == self.chat.message
+    while True:
+        self.chat.response.text("x")
+        time.sleep(0.002)

@@ -1,0 +1,182 @@
+"""What a page does: sends messages, reads the stream of the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import redis
+
+from tests.gateway.serving import Answer, Gateway, running
+from tests.servers.children import eventually
+from tests.workers import Worker
+
+
+def message(text: str, **more: Any) -> dict[str, Any]:
+    """A user's message."""
+    part = {"type": "text", "text": text}
+    return {"id": uuid.uuid4().hex, "role": "user", "parts": [part], **more}
+
+
+@dataclass(slots=True)
+class Stream:
+    """One UI message stream, read so far."""
+
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    chunks: list[Any] = field(default_factory=list)
+    done: bool = False
+    body: bytes = b""
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def types(self) -> list[str]:
+        return [chunk["type"] for chunk in self.chunks]
+
+    @property
+    def text(self) -> str:
+        return "".join(chunk["delta"] for chunk in self.chunks if chunk["type"] == "text-delta")
+
+    async def until(self, there: Any) -> None:
+        """Wait until ``there(self)``."""
+        async with asyncio.timeout(20):
+            while not there(self):
+                self.changed.clear()
+                await self.changed.wait()
+
+
+@dataclass(slots=True)
+class Page:
+    """A page with one chat."""
+
+    gateway: Gateway
+    agent: str = "echo"
+    chat: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def path(self) -> str:
+        return f"/chat/{self.agent}"
+
+    def ask(self, method: str, what: str) -> Answer:
+        return self.gateway.request(method, f"{self.path}/{self.chat}/{what}")
+
+    async def messages(self) -> Any:
+        return (await asyncio.to_thread(self.ask, "GET", "messages")).document
+
+    async def stop(self) -> Answer:
+        return await asyncio.to_thread(self.ask, "POST", "stop")
+
+    @asynccontextmanager
+    async def sending(self, text: str | None, **body: Any) -> AsyncIterator[Stream]:
+        """Send a message (or the body given), and read the answer meanwhile."""
+        messages = [] if text is None else [message(text)]
+        values = {"id": self.chat, "messages": messages, "trigger": "submit-message", **body}
+        data = json.dumps(values).encode()
+        async with self._request("POST", self.path, data) as stream:
+            yield stream
+
+    async def send(self, text: str | None, **body: Any) -> Stream:
+        """Send a message and read the whole answer."""
+        async with self.sending(text, **body) as stream:
+            await stream.until(lambda s: s.done or (s.status != 200 and s.status))
+        return stream
+
+    @asynccontextmanager
+    async def resuming(self) -> AsyncIterator[Stream]:
+        """What ``useChat`` does when it is loaded."""
+        async with self._request("GET", f"{self.path}/{self.chat}/stream", b"") as stream:
+            yield stream
+
+    @asynccontextmanager
+    async def _request(self, method: str, path: str, body: bytes) -> AsyncIterator[Stream]:
+        stream = Stream()
+        reading = asyncio.create_task(_read(self.gateway.port, method, path, body, stream))
+        try:
+            await stream.until(lambda s: s.status)
+            yield stream
+        finally:
+            reading.cancel()
+
+
+async def _read(port: int, method: str, path: str, body: bytes, stream: Stream) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        head = f"{method} {path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\nconnection: close\r\n"
+        if body:
+            head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        writer.write(f"{head}\r\n".encode() + body)
+        lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        stream.headers = dict(line.lower().split(": ", 1) for line in lines[1:] if line)
+        stream.status = int(lines[0].split()[1])
+        stream.changed.set()
+        if stream.headers.get("transfer-encoding") != "chunked":
+            stream.body = await reader.read()
+            return
+        pending = b""
+        while size := int((await reader.readline()).strip() or b"0", 16):
+            pending += (await reader.readexactly(size + 2))[:-2]
+            *events, pending = pending.split(b"\n\n")
+            for event in events:
+                if event == b"data: [DONE]":
+                    stream.done = True
+                elif event.startswith(b"data: "):
+                    stream.chunks.append(json.loads(event[6:]))
+            stream.changed.set()
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return
+    finally:
+        writer.close()
+
+
+class Gates:
+    """The test's side of :func:`tests.apps.chat_app.pass_gate`."""
+
+    def __init__(self, url: str) -> None:
+        self._redis = redis.Redis.from_url(url)
+
+    def open(self, name: str) -> None:
+        self._redis.rpush(f"open:{name}", 1)
+
+    async def reached(self, name: str) -> int:
+        """Wait until somebody is at the gate; its process id."""
+
+        def take() -> Any:
+            return self._redis.lpop(f"at:{name}")
+
+        found: list[Any] = []
+
+        def there() -> bool:
+            found.append(take())
+            return found[-1] is not None
+
+        await asyncio.to_thread(eventually, there, f"somebody at the gate {name}")
+        return int(found[-1])
+
+    def hooks(self, session_id: str) -> list[str]:
+        return [each.decode() for each in self._redis.lrange(f"hooks:{session_id}", 0, -1)]
+
+
+SERVE = ("-m", "celery", "-A", "tests.apps.chat_app", "streams", "serve")
+
+
+@contextmanager
+def serving_agents(agents: Worker, *arguments: str, **env: str) -> Iterator[Gateway]:
+    """A gateway of the app whose workers answer, without tokens unless the arguments say so."""
+    environment = {
+        "TEST_BROKER_URL": agents.broker_url,
+        "TEST_RESULT_BACKEND": agents.result_backend,
+        "CELERY_STREAMS_CHAT_AGENTS": (
+            "echo=tests.apps.chat_app.echo,stubborn=tests.apps.chat_app.stubborn"
+        ),
+        **agents.env,
+        **env,
+    }
+    arguments = ("--port", "0", *(arguments or ("--insecure",)))
+    with running(agents.streams_url, *arguments, command=SERVE, env=environment) as gateway:
+        eventually(gateway.answers, "the gateway answers")
+        yield gateway
