@@ -149,6 +149,8 @@ class ChatResponse:
             if self._folded and self._message.has_calls and not self._message.has_open_calls:
                 # Else useChat may take the tools that ran here for tools of the page.
                 self._send({"type": "start-step"})
+                # It takes notice of a step at the next chunk that changes the message.
+                self._send({"type": "start", "messageId": self._message.id})
                 self._folded = False
 
     def put(self, chunk: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ local lease, retention, request, id = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV
 --#include ./chat
 
 local known = redis.call('HMGET', turn, 'turn', 'task', 'number', 'last', 'reply', 'stop', 'request',
-  'lease')
+  'base')
 local now = clock()
 if known[2] ~= task then
   if request == '' or known[4] == task then
@@ -22,7 +22,7 @@ if known[2] ~= task then
   end
   begin_turn(turn, id, task, request, tonumber(redis.call('HGET', meta, 'end') or '0'), now)
   known = redis.call('HMGET', turn, 'turn', 'task', 'number', 'last', 'reply', 'stop', 'request')
-elseif first and tonumber(known[3]) > 0 then
+elseif first and tonumber(known[3]) > tonumber(known[8] or '0') then
   return {'STALE'} -- a first delivery that was frozen while its successor began
 end
 

@@ -1,0 +1,87 @@
+"""Turns whose worker, gateway or server goes away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from tests.chat.client import Gates, Page, serving_agents
+from tests.chat.conftest import APP, SETTINGS
+from tests.gateway.serving import Gateway
+from tests.servers import ValkeyProcess
+from tests.servers.children import end
+from tests.workers import Worker, worker
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+def agents(store: ValkeyProcess) -> Iterator[Worker]:
+    env = {**SETTINGS, "CELERY_STREAMS_ORPHAN_TIMEOUT": "1.5"}
+    with worker(APP, store, concurrency=1, env=env) as started:
+        yield started
+
+
+async def test_a_turn_whose_whole_worker_is_lost_is_taken_over(
+    page: Page, agents: Worker, gates: Gates, gate: str
+) -> None:
+    """After its lease it is sent again, because somebody follows it; one complete answer comes."""
+    async with page.sending(f"one gate:{gate} two") as stream:
+        await gates.reached(gate)
+        await stream.until(lambda s: s.text)
+        await asyncio.to_thread(agents.kill)
+        await asyncio.to_thread(agents.start)
+        await gates.reached(gate)
+        gates.open(gate)
+        await stream.until(lambda s: s.done)
+    assert stream.types.count("reset-step") == 1
+    kept = (await page.messages())["messages"]
+    assert [each["parts"][-1]["text"] for each in kept] == [f"one gate:{gate} two", "one two "]
+
+
+async def test_messages_sent_while_no_worker_lives_are_answered_in_order(
+    page: Page, agents: Worker
+) -> None:
+    """The broker and the inbox keep them; each gets its own answer."""
+    await asyncio.to_thread(agents.stop)
+    sending = [asyncio.create_task(page.send(f"{word} count")) for word in "ab"]
+    await asyncio.sleep(0)
+    await asyncio.to_thread(agents.start)
+    first, second = sorted(await asyncio.gather(*sending), key=lambda s: s.text[-2])
+    assert first.text.endswith("1 ")
+    assert second.text.endswith("3 ")
+
+
+async def test_a_gateway_that_shuts_down_ends_streams_without_done(
+    agents: Worker, gates: Gates, gate: str
+) -> None:
+    """useChat sees an error then; the next gateway resumes the whole answer."""
+    with serving_agents(agents) as first:
+        page = Page(first, chat=gate)
+        async with page.sending(f"one gate:{gate} two") as stream:
+            await gates.reached(gate)
+            await stream.until(lambda s: s.text)
+            await asyncio.to_thread(end, first.process)
+        assert not stream.done
+    with serving_agents(agents) as second:
+        page = Page(second, chat=gate)
+        async with page.resuming() as stream:
+            gates.open(gate)
+            await stream.until(lambda s: s.done)
+    assert stream.text == "one two "
+
+
+async def test_a_store_that_restarts_in_mid_answer_costs_nothing(
+    page: Page, gateway: Gateway, store: ValkeyProcess, gates: Gates, gate: str
+) -> None:
+    """Whoever listens reads the log again; the worker sends again what it has no answer to."""
+    async with page.sending(f"one gate:{gate} two") as stream:
+        await gates.reached(gate)
+        await stream.until(lambda s: s.text)
+        store.client().execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        store.client().execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        gates.open(gate)
+        await stream.until(lambda s: s.done)
+    assert stream.text == "one two "
