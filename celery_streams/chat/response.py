@@ -186,7 +186,9 @@ class ChatResponse:
         kind = part.get("type") if isinstance(part, dict) else getattr(part, "type", None)
         name, _, event = str(kind).rpartition("-")
         if name in _GROWING and event == "delta" and isinstance(part, dict) and "id" not in part:
-            part = {**part, "id": self._current.setdefault(name, new_id("part"))}
+            part = {"delta": None, **part, "id": ""}
+            self._grow(name, parse_chunk(part)["delta"])
+            return
         chunk = parse_chunk(part)
         if self._is_the_runtimes(chunk):
             return

@@ -1,10 +1,25 @@
-"""What ``self.chat.pipe()`` takes, a module for each library."""
+"""What ``self.chat.pipe()`` takes.
+
+=====================  =============================================================================
+library (extra)        source
+=====================  =============================================================================
+none                   an (async) iterable of texts, or of chunks of the UI message stream
+``pydantic-ai``        ``agent.run_stream_events(...)``
+``openai``             a stream of chat completions or of responses; their ``.stream()`` managers
+``anthropic``          a stream of messages; its ``messages.stream()`` manager
+``langchain``          ``model.stream()``, ``graph.stream(stream_mode="messages")``, and
+                       ``astream_events(version="v2")``
+=====================  =============================================================================
+
+Which one it is shows in the first item; a library is imported only then.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from contextlib import AsyncExitStack, ExitStack
+from typing import TYPE_CHECKING, Any, Protocol
 
 from celery_streams.chat.requests import text_of
 from celery_streams.errors import ConfigurationError
@@ -12,7 +27,32 @@ from celery_streams.errors import ConfigurationError
 if TYPE_CHECKING:
     from celery_streams.chat.response import ChatResponse
 
+Part = dict[str, Any]
 Stopped = Callable[[], bool]
+
+
+class Converter(Protocol):
+    """Turns one library's items into chunks."""
+
+    def feed(self, item: Any) -> Iterable[Any]:
+        """The chunks that an item amounts to."""
+        ...
+
+    def end(self) -> Iterable[Any]:
+        """The chunks that are due once there are no more items."""
+        ...
+
+
+class Plain:
+    """Items that are texts or chunks already."""
+
+    def feed(self, item: Any) -> Iterable[Any]:
+        """The item."""
+        return (item,)
+
+    def end(self) -> Iterable[Any]:
+        """Nothing."""
+        return ()
 
 
 def pipe(source: Any, response: ChatResponse, stopped: Stopped) -> Any:
@@ -22,7 +62,7 @@ def pipe(source: Any, response: ChatResponse, stopped: Stopped) -> Any:
     def written() -> str:
         return text_of(response.message)[before:]
 
-    if isinstance(source, AsyncIterable):
+    if isinstance(source, AsyncIterable) or hasattr(source, "__aenter__"):
         consuming = _consume_async(source, response, stopped)
         try:
             asyncio.get_running_loop()
@@ -35,7 +75,7 @@ def pipe(source: Any, response: ChatResponse, stopped: Stopped) -> Any:
             return written()
 
         return awaited()
-    if not isinstance(source, Iterable):
+    if not (isinstance(source, Iterable) or hasattr(source, "__enter__")):
         raise ConfigurationError(
             f"chat.pipe() takes an iterable or an async iterable, not {type(source).__name__}"
         )
@@ -43,29 +83,83 @@ def pipe(source: Any, response: ChatResponse, stopped: Stopped) -> Any:
     return written()
 
 
-def _consume(source: Iterable[Any], response: ChatResponse, stopped: Stopped) -> None:
-    items: Iterator[Any] = iter(source)
-    try:
+def _consume(source: Any, response: ChatResponse, stopped: Stopped) -> None:
+    with ExitStack() as stack:
+        if hasattr(source, "__enter__"):
+            source = stack.enter_context(source)
+        items: Iterator[Any] = iter(source)
+        if close := getattr(items, "close", None):
+            stack.callback(close)
+        converter: Converter | None = None
         for item in items:
             if stopped():
                 return
-            response.write(item)
-    finally:
-        close = getattr(items, "close", None) or getattr(source, "close", None)
-        if close is not None:
-            close()
+            converter = converter or converter_for(item)
+            for part in converter.feed(item):
+                response.write(part)
+        for part in converter.end() if converter else ():
+            response.write(part)
 
 
-async def _consume_async(
-    source: AsyncIterable[Any], response: ChatResponse, stopped: Stopped
-) -> None:
-    items: AsyncIterator[Any] = aiter(source)
-    try:
-        async for item in items:
+async def _consume_async(source: Any, response: ChatResponse, stopped: Stopped) -> None:
+    async with AsyncExitStack() as stack:
+        if hasattr(source, "__aenter__"):
+            source = await stack.enter_async_context(source)
+        items: AsyncIterator[Any] = aiter(source)
+        if close := getattr(items, "aclose", None):
+            stack.push_async_callback(close)
+        first = await anext(items, None)
+        if first is None or stopped():
+            return
+        if _library(first) == "pydantic_ai":
+            from celery_streams.chat.adapters.pydantic_ai import converted
+
+            chunks = converted(_continued(first, items))
+            stack.push_async_callback(chunks.aclose)
+            async for chunk in chunks:
+                if stopped():
+                    return
+                response.write(chunk)
+            return
+        converter = converter_for(first)
+        async for item in _continued(first, items):
             if stopped():
                 return
-            response.write(item)
-    finally:
-        close = getattr(items, "aclose", None)
-        if close is not None:
-            await close()
+            for part in converter.feed(item):
+                response.write(part)
+        for part in converter.end():
+            response.write(part)
+
+
+def converter_for(item: Any) -> Converter:
+    """The converter for a stream whose first item this is."""
+    match _library(item):
+        case "openai":
+            from celery_streams.chat.adapters.openai import CompletionConverter, ResponseConverter
+
+            kind = str(getattr(item, "type", ""))
+            return ResponseConverter() if kind.startswith("response.") else CompletionConverter()
+        case "anthropic":
+            from celery_streams.chat.adapters.anthropic import MessageConverter
+
+            return MessageConverter()
+        case "langchain_core":
+            from celery_streams.chat.adapters.langchain import LangChainConverter
+
+            return LangChainConverter()
+    return Plain()
+
+
+async def _continued(first: Any, items: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    yield first
+    async for item in items:
+        yield item
+
+
+def _library(item: Any) -> str:
+    """The package that an item comes from; LangGraph's are LangChain's in a tuple."""
+    if isinstance(item, tuple) and item:
+        return "langchain_core" if isinstance(item[0], str) else _library(item[0])
+    if isinstance(item, dict):
+        return "langchain_core" if {"event", "run_id", "data"} <= item.keys() else ""
+    return type(item).__module__.partition(".")[0]
