@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from celery import Celery
+
+from celery_streams.chat.agent import ChatAgent
+from celery_streams.chat.dispatch import dispatch
+from celery_streams.chat.history import asked, with_taken
+from celery_streams.chat.requests import Message, Request, user_message
+from celery_streams.chat.turns import SessionState, TurnCommands
 from celery_streams.contracts import Head, Offset
+from celery_streams.errors import ConfigurationError
 from celery_streams.slots import Slot
+from celery_streams.tokens import scope
 
 if TYPE_CHECKING:
     from celery_streams.app import Streams
@@ -52,3 +61,103 @@ class Session:
         self.session_id = session_id
         self.out = SessionStream(owner, Slot.session(session_id, "out"))
         self.inbox = SessionStream(owner, Slot.session(session_id, "in"))
+        self._owner = owner
+
+    def send(
+        self,
+        message: str | Message,
+        *,
+        agent: Any = None,
+        body: dict[str, Any] | None = None,
+    ) -> str:
+        """Have the session's agent answer a message: now, or when the active turn is over.
+
+        Args:
+            message: a text, or a UI message (``parts``, and ``id`` if the same message may be sent
+                twice: it is answered once).
+            agent: the chat-agent task or its name; without one, the session's last, or the only
+                one that the app has.
+            body: what the task finds in ``self.chat.body``.
+
+        Returns:
+            The id that the response message gets.
+
+        Raises:
+            ConfigurationError: there is no telling which agent.
+            TooManyMessages: ``chat_max_pending`` messages wait already.
+            StreamClosed: the inbox has been closed.
+            StoreUnavailable: the store cannot be reached.
+        """
+        runtime, commands = self._owner.runtime, self._commands()
+        name = str(getattr(agent, "name", agent)) if agent is not None else self._agent()
+        request = Request(name, message=user_message(message), body=body or {})
+        sent = runtime.link.call(commands.send(self.session_id, request))
+        due = sent.due
+        if sent.lost:
+            due = runtime.link.call(commands.take_over(self.session_id))
+        if due is not None:
+            dispatch(self._app(), runtime.link, commands, due)
+        return sent.reply
+
+    def messages(self) -> list[Message]:
+        """The history as the snapshot has it, with the message that is being answered."""
+        state = self._state()
+        if state.active is None:
+            return state.history or []
+        return with_taken(asked(state.history, state.active.request), state.taken)
+
+    def stop(self) -> bool:
+        """Ask the active turn to stop; ``False`` if there is none."""
+        return self._owner.runtime.link.call(self._commands().stop(self.session_id))[0]
+
+    def fork(self, session_id: str, *, through: str | None = None) -> Session:
+        """A new session with this one's history, up to the message with the id ``through``.
+
+        Raises:
+            ConfigurationError: there is no such message, or the new session has a history.
+        """
+        messages = self.messages()
+        if through is not None:
+            ids = [message["id"] for message in messages]
+            if through not in ids:
+                raise ConfigurationError(
+                    f"session {self.session_id} has no message {through!a} to fork after"
+                )
+            messages = messages[: ids.index(through) + 1]
+        forked = Session(self._owner, session_id)
+        if not self._owner.runtime.link.call(self._commands().plant(session_id, messages)):
+            raise ConfigurationError(f"session {session_id} exists; fork into a new one")
+        return forked
+
+    def token(self, ttl: float = 3600.0) -> str:
+        """An access token for a page with this chat: to send, to stop, and to read."""
+        return self._owner.token(
+            [scope("write", "sessions", self.session_id, "in"),
+             scope("read", "sessions", self.session_id)],
+            ttl,
+        )  # fmt: skip
+
+    def _commands(self) -> TurnCommands:
+        runtime = self._owner.runtime
+        return TurnCommands(runtime.layout, runtime.settings)
+
+    def _state(self) -> SessionState:
+        return self._owner.runtime.link.call(self._commands().look(self.session_id))
+
+    def _app(self) -> Celery:
+        app = self._owner.app
+        if app is None:
+            raise ConfigurationError("this Streams is attached to no Celery app to send tasks with")
+        return app
+
+    def _agent(self) -> str:
+        last = self._owner.runtime.link.call(self._commands().agent(self.session_id))
+        if last is not None:
+            return last
+        names = [name for name, task in self._app().tasks.items() if isinstance(task, ChatAgent)]
+        if len(names) == 1:
+            return str(names[0])
+        raise ConfigurationError(
+            f"session {self.session_id} is new and the app has {len(names)} chat agents here; "
+            "say which one: send(message, agent=...)"
+        )

@@ -33,6 +33,10 @@ class ChatAgent(Task):
     acks_late = True
     reject_on_worker_lost = True
 
+    #: Attempts that a turn has, its retries not counted, before it ends with an error: what kills
+    #: its worker does not do so for ever.
+    max_attempts = 5
+
     #: Name of the argument that carries the session id.
     session_argument = "session_id"
     #: A request to stop makes the next write raise ``StopRequested``, which need not be caught.

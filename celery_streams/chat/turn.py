@@ -138,6 +138,12 @@ class Turn:
 
     def _run(self, body: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         result = None
+        if self.begun.number - int(self._task.request.retries or 0) > self._task.max_attempts:
+            error = StreamError(
+                f"a turn has had {self._task.max_attempts} attempts, which all died"
+            )
+            self._fail(error)
+            raise error
         try:
             if not self.stopping.is_set():
                 if len(self.messages) <= 1:

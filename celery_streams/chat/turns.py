@@ -294,6 +294,20 @@ class TurnCommands:
             lambda reply: [Request.parse(each) for each in reply or ()],
         )
 
+    def agent(self, session_id: str) -> Call[str | None]:
+        """The agent of the session's last turn."""
+        return Call(
+            "HGET",
+            self._chat(session_id, "turn"),
+            ("agent",),
+            lambda reply: None if reply is None else reply.decode(),
+        )
+
+    def plant(self, session_id: str, messages: list[Message]) -> Call[bool]:
+        """Give a session a history, if it has none."""
+        keys = self._chat(session_id, "history")
+        return Call("SET", keys, (to_json(messages), "NX", "PX", self._retention), bool)
+
     def look(self, session_id: str) -> Call[SessionState]:
         """The session now."""
         keys = self._chat(session_id, "turn", "pending", "taken", "history")

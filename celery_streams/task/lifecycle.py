@@ -27,7 +27,9 @@ from celery.app.task import Context, Task
 from celery.app.trace import task_has_custom
 from celery.exceptions import Retry
 
+from celery_streams.chat.abandoned import end_for_worker
 from celery_streams.chat.agent import ChatAgent
+from celery_streams.chat.context import session_id_of
 from celery_streams.contracts import Attempt
 from celery_streams.errors import StreamError
 from celery_streams.redis.client import RedisLink
@@ -209,6 +211,7 @@ class Lifecycle:
         attempt = running.get()
         if not self._mine(sender) or (attempt is not None and attempt.run_id == task_id):
             return
+        self._end_turn(sender, self._received.get(task_id), task_id, stopped=False)
         request = sender.request
         if request.id != task_id and (received := self._received.get(task_id)) is not None:
             request = Context(received.request_dict, delivery_info=received.delivery_info)
@@ -216,7 +219,20 @@ class Lifecycle:
 
     def _on_revoked(self, sender: Any, request: Any, **_: Any) -> None:
         if self._mine(sender):
+            self._end_turn(sender, request, request.id, stopped=True)
             self._end_for_worker(request, request.id, states.REVOKED)
+
+    def _end_turn(self, task: Any, request: Any, task_id: str, *, stopped: bool) -> None:
+        """End the turn of a chat agent whose own process cannot."""
+        if not isinstance(task, ChatAgent) or request is None:
+            return
+        try:
+            args, kwargs = tuple(request.args or ()), dict(request.kwargs or {})
+            session_id = session_id_of(task.run, task.session_argument, args, kwargs)
+            runtime, app = self._owner.runtime, self._owner.app
+            end_for_worker(task, session_id, task_id, runtime, app, stopped=stopped)
+        except Exception as error:
+            logger.warning("could not end the turn of %s[%s]: %s", task.name, task_id, error)
 
     def _end_for_worker(self, request: Any, task_id: str, state: str) -> None:
         """End a run whose own process cannot."""

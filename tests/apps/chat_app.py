@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from typing import Any
 
@@ -83,6 +84,8 @@ def _control(chat: Any, word: str) -> bool:
         case "until-stopped":
             pass_gate(chat.session_id, stopped=lambda: chat.stopped)
             raise StopRequested("noticed")
+        case "die":
+            os.kill(os.getpid(), signal.SIGKILL)
         case "raise":
             raise ValueError("a secret")
         case _:
@@ -117,3 +120,10 @@ def stubborn(self: Any, session_id: str, message: Any) -> None:
     while True:
         self.chat.response.text("x")
         time.sleep(0.002)
+
+
+@app.task(bind=True, base=ChatAgent, time_limit=1)
+def slow(self: Any, session_id: str) -> None:
+    """Write something, and take longer than allowed."""
+    self.chat.response.text("partial")
+    pass_gate(session_id)

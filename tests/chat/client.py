@@ -56,6 +56,7 @@ class Page:
 
     gateway: Gateway
     agent: str = "echo"
+    token: str | None = None
     chat: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
@@ -63,7 +64,8 @@ class Page:
         return f"/chat/{self.agent}"
 
     def ask(self, method: str, what: str) -> Answer:
-        return self.gateway.request(method, f"{self.path}/{self.chat}/{what}")
+        headers = {"authorization": f"Bearer {self.token}"} if self.token else {}
+        return self.gateway.request(method, f"{self.path}/{self.chat}/{what}", None, headers)
 
     async def messages(self) -> Any:
         return (await asyncio.to_thread(self.ask, "GET", "messages")).document
@@ -95,7 +97,9 @@ class Page:
     @asynccontextmanager
     async def _request(self, method: str, path: str, body: bytes) -> AsyncIterator[Stream]:
         stream = Stream()
-        reading = asyncio.create_task(_read(self.gateway.port, method, path, body, stream))
+        reading = asyncio.create_task(
+            _read(self.gateway.port, method, path, body, stream, self.token)
+        )
         try:
             await stream.until(lambda s: s.status)
             yield stream
@@ -103,10 +107,14 @@ class Page:
             reading.cancel()
 
 
-async def _read(port: int, method: str, path: str, body: bytes, stream: Stream) -> None:
+async def _read(
+    port: int, method: str, path: str, body: bytes, stream: Stream, token: str | None
+) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         head = f"{method} {path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\nconnection: close\r\n"
+        if token:
+            head += f"authorization: Bearer {token}\r\n"
         if body:
             head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
         writer.write(f"{head}\r\n".encode() + body)
@@ -171,7 +179,8 @@ def serving_agents(agents: Worker, *arguments: str, **env: str) -> Iterator[Gate
         "TEST_BROKER_URL": agents.broker_url,
         "TEST_RESULT_BACKEND": agents.result_backend,
         "CELERY_STREAMS_CHAT_AGENTS": (
-            "echo=tests.apps.chat_app.echo,stubborn=tests.apps.chat_app.stubborn"
+            "echo=tests.apps.chat_app.echo,stubborn=tests.apps.chat_app.stubborn,"
+            "slow=tests.apps.chat_app.slow"
         ),
         **agents.env,
         **env,

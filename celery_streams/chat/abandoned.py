@@ -1,0 +1,83 @@
+"""Turns whose own process cannot end them: killed, out of time, or revoked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic_core import to_json
+
+from celery_streams.chat.chunks import parse_chunk
+from celery_streams.chat.dispatch import dispatch
+from celery_streams.chat.history import asked, with_reply, with_taken
+from celery_streams.chat.message import ResponseMessage
+from celery_streams.chat.requests import Message
+from celery_streams.chat.turns import ActiveTurn, TurnCommands
+from celery_streams.chunks import decode, unframe
+from celery_streams.contracts import JSON
+from celery_streams.errors import InvalidChunk, OffsetGone
+from celery_streams.runtime import Runtime
+from celery_streams.slots import Slot
+
+_TEXT = "An error occurred."
+
+
+def end_for_worker(
+    task: Any, session_id: str, task_id: str, runtime: Runtime, app: Any, *, stopped: bool
+) -> None:
+    """End the turn that ``task_id`` had, as failed or as ``stopped``; what it wrote is kept.
+
+    Nothing if the turn is not its own any more.
+    """
+    if not runtime.records_runs:
+        return
+    commands = TurnCommands(runtime.layout, runtime.settings)
+    state = runtime.link.call(commands.look(session_id))
+    turn = state.active
+    if turn is None or turn.task_id != task_id:
+        return
+    history = task.load_messages(session_id)
+    history = state.history if history is None else history
+    messages = with_taken(asked(history, turn.request), state.taken)
+    message = _written(runtime, session_id, turn, messages)
+    chunks: list[Any] = [{"type": f"{kind}-end", "id": each} for kind, each in message.open_parts]
+    if stopped:
+        chunks.append({"type": "message-metadata", "messageMetadata": {"aborted": True}})
+        chunks.append({"type": "abort", "reason": "stopped"})
+    else:
+        chunks.append({"type": "error", "errorText": _TEXT})
+        chunks.append({"type": "finish", "finishReason": "error"})
+    for chunk in chunks:
+        message.add(chunk)
+    reply = message.message()
+    if any(part["type"] != "step-start" for part in reply["parts"]):
+        messages = with_reply(messages, reply)
+    task.save_messages(session_id, messages)
+    packed = [to_json(chunk) for chunk in chunks]
+    call = commands.finish(session_id, task_id, "", messages, packed)
+    _, due = runtime.link.call(call)
+    if due is not None and app is not None:
+        dispatch(app, runtime.link, commands, due)
+
+
+def _written(
+    runtime: Runtime, session_id: str, turn: ActiveTurn, messages: list[Message]
+) -> ResponseMessage:
+    """The response message as far as it is in ``out``."""
+    last = messages[-1] if messages else None
+    continued = last if last is not None and last["id"] == turn.reply else None
+    message = ResponseMessage(turn.reply, continued)
+    slot, offset = Slot.session(session_id, "out"), turn.start
+    while True:
+        try:
+            page = runtime.store.read(slot, offset)
+        except OffsetGone:
+            return message
+        for entry in page.entries:
+            for data in unframe(entry.payload, JSON)[max(0, offset - entry.start) :]:
+                try:
+                    message.add(parse_chunk(decode(data, JSON)))
+                except InvalidChunk:
+                    continue  # of chat.stream
+            offset = entry.end
+        if not page.entries:
+            return message
