@@ -82,7 +82,7 @@ async def test_a_revoked_task_ends_its_turn_as_aborted(client: Streams, page: Pa
         task_id = client.runtime.link.client.hget(f"cs/{{session/{page.chat}}}/chat/turn", "task")
         app = client.app
         assert app is not None
-        app.control.revoke(task_id.decode(), terminate=True, signal="SIGKILL")  # type: ignore[union-attr]
+        app.control.revoke(task_id.decode(), terminate=True, signal="SIGKILL")
         await stream.until(lambda s: s.done)
     assert stream.types[-1] == "abort"
     page.agent = "echo"
