@@ -164,12 +164,13 @@ class Demo:
                 turn = Recording(reader, until=lambda part: part["type"] == "finish", into=parts)
                 turn.wait(_PATIENCE)
             whole = True
-        texts = [run.get(timeout=_PATIENCE)["text"] for run in runs]
+        answers = [run.get(timeout=_PATIENCE) for run in runs]
+        texts = [answer["text"] for answer in answers]
         act = "a session, two runs"
         expected = [
             part
-            for run, question, text in zip(runs, _TURNS, texts, strict=True)
-            for part in _expected_parts(run.id, self._expected(question, text))
+            for answer, question, text in zip(answers, _TURNS, texts, strict=True)
+            for part in _expected_parts(answer["message_id"], self._expected(question, text))
         ]
         if model.configured():
             expected, parts = texts, [text for _, text in _turns(asked, parts) if text in texts]
@@ -288,9 +289,10 @@ def _turns(asked: Sequence[str], parts: Sequence[dict[str, Any]]) -> list[tuple[
     return list(zip(asked, texts, strict=False))
 
 
-def _expected_parts(run_id: str, pieces: Sequence[str]) -> list[dict[str, Any]]:
+def _expected_parts(message_id: str, pieces: Sequence[str]) -> list[dict[str, Any]]:
     return [
-        {"type": "start", "messageId": run_id},
+        {"type": "start", "messageId": message_id},
+        {"type": "start-step"},
         {"type": "text-start", "id": "text-1"},
         *({"type": "text-delta", "id": "text-1", "delta": piece} for piece in pieces),
         {"type": "text-end", "id": "text-1"},

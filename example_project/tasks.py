@@ -80,21 +80,23 @@ def expected_progress(total: int) -> list[dict[str, int]]:
 
 @app.task(bind=True, base=ChatAgent)
 def agent(
-    self: Any, session_id: str, message: str, tokens_per_second: float | None = None
+    self: Any,
+    session_id: str,
+    message: str | dict[str, Any],
+    tokens_per_second: float | None = None,
 ) -> dict[str, Any]:
     """The same as a chat agent: AI SDK UI message parts, on the session's ``out`` stream."""
     write = self.chat.response.write
     text_id = "text-1"
     text = ""
-    write({"type": "start", "messageId": self.request.id})
     write({"type": "text-start", "id": text_id})
-    pieces, _ = _pieces(message, [], tokens_per_second)
+    pieces, _ = _pieces(self.chat.text, [], tokens_per_second)
     for piece in pieces:
         write({"type": "text-delta", "id": text_id, "delta": piece})
         text += piece
     write({"type": "text-end", "id": text_id})
-    write({"type": "finish"})
-    return {"session_id": session_id, "text": text}
+    answer_id = self.chat.response.message["id"]
+    return {"session_id": session_id, "text": text, "message_id": answer_id}
 
 
 @app.task(bind=True)

@@ -17,7 +17,7 @@ from celery_streams.chat.agent import ChatAgent
 from celery_streams.chat.dispatch import HEADER, dispatch
 from celery_streams.chat.history import asked, with_reply, with_taken
 from celery_streams.chat.message import ResponseMessage
-from celery_streams.chat.requests import Message, Request, user_message
+from celery_streams.chat.requests import Message, Request, new_id, user_message
 from celery_streams.chat.response import ChatResponse
 from celery_streams.chat.turns import WRITER, Begun, TurnCommands
 from celery_streams.contracts import Attempt
@@ -59,6 +59,7 @@ class Turn:
         self.messages: list[Message] = []
         self._task = task
         self._run_id = run_id
+        self._attempt = attempt
         self._attempt_id = attempt.attempt_id
         self._session_id = session_id
         self._first = first
@@ -93,10 +94,12 @@ class Turn:
         with self._opening:
             if self._writers is None:
                 runtime = self._runtime()
+                writer = self._attempt
+                if runtime.records_runs:
+                    epoch = self.begun.epoch
+                    writer = Attempt(WRITER, self._attempt_id, generation=epoch, redelivered=True)
                 self._writers = AttemptWriters(
-                    Attempt(
-                        WRITER, self._attempt_id, generation=self.begun.epoch, redelivered=True
-                    ),
+                    writer,
                     runtime.open_channel,
                     runtime.store,
                     runtime.cache,
@@ -123,8 +126,10 @@ class Turn:
             Ignore: the turn is not this task's (any more): it was answered, or taken over.
             TurnBusy: the task was called directly while a turn is active.
         """
-        self._begin(args, kwargs)
         runtime = self._runtime()
+        if not runtime.records_runs:
+            return self._unmanaged(body, args, kwargs)
+        self._begin(args, kwargs)
         channel = self._commands.stop_channel(self._session_id)
         runtime.listener.watch(channel, lambda _: self._look(), self._look)
         runtime.beat(self._renew)
@@ -135,6 +140,23 @@ class Turn:
         finally:
             runtime.rest(self._renew)
             runtime.listener.ignore(channel)
+
+    def _unmanaged(self, body: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A turn on a store that is not ours: nobody waits, stops it, or takes it over."""
+        request = self._direct(args, kwargs)
+        turn_id = new_id("turn")
+        self._begun = Begun(turn_id, request.reply, 1, 0, False, request, None, [])
+        self.messages = asked(self._task.load_messages(self._session_id), request)
+        response = self._response = self._answer(self._begun)
+        slot = Slot.session(self._session_id, "out")
+        self.writers().writer(slot).write({"type": "start", "messageId": request.reply})
+        self.writers().writer(slot).write({"type": "start-step"})
+        result = body(*args, **self._with_message(body, args, kwargs))
+        response.end_parts()
+        self.writers().writer(slot).write({"type": "finish"})
+        self.writers().drain(self._runtime().settings.drain_timeout)
+        self._task.save_messages(self._session_id, with_reply(self.messages, response.message))
+        return result
 
     def _run(self, body: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         result = None

@@ -24,7 +24,7 @@ streams = Streams(app)
 
 def _gate() -> Any:
     """Where tests hold agents up, and see how far they are."""
-    return redis.Redis.from_url(os.environ["CELERY_STREAMS_URL"])
+    return redis.Redis.from_url(os.environ["TEST_BROKER_URL"])
 
 
 def pass_gate(name: str, *, stopped: Any = bool) -> None:

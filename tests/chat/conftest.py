@@ -48,8 +48,8 @@ def page(gateway: Gateway) -> Page:
 
 
 @pytest.fixture
-def gates(store: ValkeyProcess) -> Gates:
-    return Gates(store.url)
+def gates(agents: Worker) -> Gates:
+    return Gates(agents.broker_url)
 
 
 @pytest.fixture
