@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from celery_streams.gateway.chat import description as chat
 from celery_streams.gateway.descriptions import (
     BODY_REFUSALS,
     EVENT_ID,
@@ -63,6 +64,7 @@ def openapi(prefix: str = "") -> Document:
             ),
             **_stream("{path}", "client's stream", path=NAME),
             **subscriptions.paths(),
+            **chat.paths(),
             "/v1/runs": _documents("the runs whose streams were opened last"),
             "/v1/runs/{run_id}": _documents("how a run is doing", run_id=NAME),
             "/v1/sessions": _documents("the sessions that were opened last"),
