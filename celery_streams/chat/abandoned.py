@@ -7,7 +7,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from celery_streams.chat.chunks import parse_chunk
-from celery_streams.chat.dispatch import dispatch
+from celery_streams.chat.dispatch import dispatch_next
 from celery_streams.chat.history import asked, with_reply, with_taken
 from celery_streams.chat.message import ResponseMessage
 from celery_streams.chat.requests import Message
@@ -55,8 +55,7 @@ def end_for_worker(
     packed = [to_json(chunk) for chunk in chunks]
     call = commands.finish(session_id, task_id, "", messages, packed)
     _, due = runtime.link.call(call)
-    if due is not None and app is not None:
-        dispatch(app, runtime.link, commands, due)
+    dispatch_next(app, runtime.link, commands, due)
 
 
 def _written(

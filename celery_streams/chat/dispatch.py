@@ -35,6 +35,21 @@ def publish(app: Celery, due: Dispatch) -> None:
     )
 
 
+def dispatch_next(
+    app: Celery | None, link: RedisLink, commands: TurnCommands, due: Dispatch | None
+) -> None:
+    """:func:`dispatch` the turn after one that has ended, which must not fail for it.
+
+    If the broker is away, whoever waits for the answer has it sent again.
+    """
+    if due is None or app is None:
+        return
+    try:
+        dispatch(app, link, commands, due)
+    except Exception as error:
+        logger.warning("could not send the next turn of session %s: %s", due.session_id, error)
+
+
 def dispatch(app: Celery, link: RedisLink, commands: TurnCommands, due: Dispatch) -> None:
     """:func:`publish`, and note that the broker has it.
 

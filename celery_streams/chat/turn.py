@@ -14,7 +14,7 @@ from celery.exceptions import Ignore, Reject, Retry
 from pydantic_core import to_json
 
 from celery_streams.chat.agent import ChatAgent
-from celery_streams.chat.dispatch import HEADER, dispatch
+from celery_streams.chat.dispatch import HEADER, dispatch_next
 from celery_streams.chat.history import asked, with_reply, with_taken
 from celery_streams.chat.message import ResponseMessage
 from celery_streams.chat.requests import Message, Request, new_id, user_message
@@ -294,9 +294,7 @@ class Turn:
         if not ended:
             raise self._lost()
         self.messages = messages
-        app = self._app()
-        if due is not None and app is not None:
-            dispatch(app, self._link, self._commands, due)
+        dispatch_next(self._app(), self._link, self._commands, due)
 
     def _fail(self, error: Exception) -> None:
         self._call_hook(lambda: self._task.on_error(error))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 from typing import Any
 
 import redis
@@ -33,8 +34,9 @@ def pass_gate(name: str, *, stopped: Any = bool) -> None:
     gate.rpush(f"at:{name}", os.getpid())
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and not stopped():
-        if gate.lpop(f"open:{name}") is not None:
-            return
+        with suppress(redis.ConnectionError):
+            if gate.lpop(f"open:{name}") is not None:
+                return
         time.sleep(0.002)
     if not stopped():
         raise TimeoutError(f"the gate {name} stayed closed")

@@ -73,7 +73,7 @@ async def test_a_gateway_that_shuts_down_ends_streams_without_done(
     assert stream.text == "one two "
 
 
-async def test_a_store_that_restarts_in_mid_answer_costs_nothing(
+async def test_a_store_that_drops_every_connection_in_mid_answer_costs_nothing(
     page: Page, gateway: Gateway, store: ValkeyProcess, gates: Gates, gate: str
 ) -> None:
     """Whoever listens reads the log again; the worker sends again what it has no answer to."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from contextlib import aclosing
 
 from pydantic_core import from_json
 
@@ -35,10 +36,11 @@ class Answer:
         self._offset = offset
         self._look = look
         self._begun = False
+        self._doubtful = False
         #: The turn has ended, and everything of it was given.
         self.complete = False
 
-    async def pieces(self) -> AsyncIterator[list[bytes]]:
+    async def pieces(self) -> AsyncGenerator[list[bytes], None]:
         """The turn's chunks, as they come; an empty list is a sign of life.
 
         Raises:
@@ -46,20 +48,22 @@ class Answer:
         """
         while True:
             moved = False
-            async for entry in self._feed.entries(self._slot, self._offset):
-                if entry is None:
-                    if await self._is_over():
-                        self.complete = True
-                        return
-                    yield []
-                    continue
-                chunks = unframe(entry.payload, JSON)[max(0, self._offset - entry.start) :]
-                self._offset = entry.end
-                found, moved = await self._sort(chunks)
-                if found:
-                    yield found
-                if moved or self.complete:
-                    break
+            async with aclosing(self._feed.entries(self._slot, self._offset)) as entries:
+                async for entry in entries:
+                    if entry is None:
+                        if await self._is_over():
+                            self.complete = True
+                            return
+                        yield []
+                        continue
+                    self._doubtful = False
+                    chunks = unframe(entry.payload, JSON)[max(0, self._offset - entry.start) :]
+                    self._offset = entry.end
+                    found, moved = await self._sort(chunks)
+                    if found:
+                        yield found
+                    if moved or self.complete:
+                        break
             if not moved:
                 return  # complete, or the gateway drains
 
@@ -92,15 +96,17 @@ class Answer:
         return True
 
     async def _is_over(self) -> bool:
-        """Nothing has come for a while: is there anything to wait for?"""
+        """Nothing has come for a while: is there anything to wait for?
+
+        Asked twice: what has ended between the last read and this shows in the next read.
+        """
         state = await self._look()
         if state.active is not None and state.active.reply == self._reply:
             return False
         if any(request.reply == self._reply for request in state.pending):
             return False
-        if any(request.reply == self._reply for request in state.taken):
-            return not await self._join_active()
-        return True
+        doubtful, self._doubtful = self._doubtful, True
+        return doubtful
 
 
 def is_for_pages(chunk: bytes) -> bool:

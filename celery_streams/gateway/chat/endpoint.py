@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -124,6 +124,11 @@ class ChatEndpoint:
         session_id, request = parse_body(body, task)
         self._require(access, "write", Slot.session(session_id, "in"))
         self._require(access, "read", Slot.session(session_id, "out"))
+        size, most = len(request.pack()), self._settings.max_chunk_bytes
+        if size > most:
+            raise Problem(
+                413, "message-too-large", f"the message has {size} bytes; the limit is {most}"
+            )
         try:
             sent = await self._link.call(self._commands.send(session_id, request))
         except TooManyMessages as error:
@@ -242,10 +247,11 @@ class ChatEndpoint:
 async def _pass_on(answer: Answer, send: Send) -> None:
     """Send the answer, for as long as the client takes it."""
     with suppress(OffsetGone, TimeoutError):
-        async for chunks in answer.pieces():
-            body = as_events(chunks) if chunks else wire.HEARTBEAT
-            async with asyncio.timeout(_PATIENCE):
-                await send({"type": "http.response.body", "body": body, "more_body": True})
+        async with aclosing(answer.pieces()) as pieces:
+            async for chunks in pieces:
+                body = as_events(chunks) if chunks else wire.HEARTBEAT
+                async with asyncio.timeout(_PATIENCE):
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
 async def _gone(receive: Receive) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from celery_streams.contracts import Entry, Page
 from celery_streams.errors import StoreUnavailable
@@ -63,11 +63,11 @@ class SessionFeed:
         """How many readers there are."""
         return sum(len(each) for each in self._followers.values())
 
-    async def entries(self, slot: Slot, offset: int) -> AsyncIterator[Entry | None]:
+    async def entries(self, slot: Slot, offset: int) -> AsyncGenerator[Entry | None, None]:
         """Entries with chunks from ``offset`` on, for ever, or until the gateway drains.
 
-        ``None`` says that nothing has come for ``recheck_interval`` seconds. What was heard live
-        is checked against the log then, and wherever it does not continue.
+        ``None`` says that nothing has come for ``recheck_interval`` seconds, and that the log has
+        nothing either: it is read then, and wherever what is heard does not continue.
 
         Raises:
             OffsetGone: they were trimmed.
@@ -84,11 +84,10 @@ class SessionFeed:
                 behind = page is None or (
                     bool(page.entries) and page.head is not None and page.head.end > offset
                 )
-                while not behind and not self.draining:
-                    if not await self._news(follower):
-                        yield None
-                        break
-                    heard = follower.take()
+                idle = False
+                while not (behind or idle or self.draining):
+                    idle = not await self._news(follower)
+                    heard = [] if idle else follower.take()
                     behind = not heard
                     for entry in heard:
                         if entry.end <= offset:
@@ -99,6 +98,8 @@ class SessionFeed:
                         yield entry
                         offset = entry.end
                 page = await self._read_again(slot, offset)
+                if idle and page is not None and not page.entries:
+                    yield None
         finally:
             self._leave(slot, follower)
 
