@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pytest
 
@@ -11,6 +12,9 @@ from tests.chat.client import Gates, Page, serving_agents
 from tests.gateway.serving import Gateway
 from tests.servers import ValkeyProcess
 from tests.workers import Worker, worker
+
+# `make test-oldest` has no model libraries: they want newer versions than it is about.
+collect_ignore = [] if find_spec("pydantic_ai") else ["test_pipes.py"]
 
 APP = "tests.apps.chat_app"
 SETTINGS = {
