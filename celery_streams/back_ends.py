@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import Any
 
 from celery_streams.contracts import Authority, Store
@@ -19,6 +21,8 @@ AuthorityFactory = Callable[[RedisLink, Layout, StreamsSettings], Authority]
 StoreFactory = Callable[[RedisLink, Layout, StreamsSettings], Store]
 
 _S2 = "s2://"
+#: Modules that are imported where they are used, because only this store needs them.
+_S2_MODULES = ("anyio._backends._asyncio", "s2_sdk", "celery_streams.stores.s2.store")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,15 @@ def located(settings: StreamsSettings, conf: Any, given: BackEnds) -> tuple[Addr
         address = parse_address(_celerys(conf, _NO_REDIS))
     chosen = _on_s2(url, settings)
     return address, BackEnds(given.authority or chosen.authority, given.store or chosen.store)
+
+
+def import_early(settings: StreamsSettings) -> None:
+    """Import what the settings' store needs beyond this package, if that is there."""
+    url = "" if settings.url is None else settings.url.get_secret_value()
+    if url.startswith(_S2):
+        with suppress(ImportError):
+            for name in _S2_MODULES:
+                import_module(name)
 
 
 def resolve_url(url: str) -> str:

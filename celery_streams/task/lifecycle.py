@@ -19,6 +19,7 @@ import functools
 import logging
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from celery.app.task import Context, Task
 from celery.app.trace import task_has_custom
 from celery.exceptions import Retry
 
+from celery_streams.back_ends import import_early
 from celery_streams.chat.abandoned import end_for_worker
 from celery_streams.chat.agent import ChatAgent
 from celery_streams.chat.context import session_id_of
@@ -78,6 +80,7 @@ class Lifecycle:
             (signals.task_received, self._on_received),
             (signals.task_failure, self._on_failure),
             (signals.task_revoked, self._on_revoked),
+            (signals.worker_init, self._on_worker_init),
         ):
             signal.connect(receiver, weak=False, dispatch_uid=name)
 
@@ -202,6 +205,12 @@ class Lifecycle:
             logger.exception("could not end the streams of %s[%s]", task.name, task_id)
         finally:
             running.reset(token)
+
+    def _on_worker_init(self, sender: Any = None, **_: Any) -> None:
+        """Import before the fork what each process of the pool would import at its first chunk."""
+        if getattr(sender, "app", self._app) is self._app:
+            with suppress(StreamError):  # whoever uses a stream is told
+                import_early(self._owner.settings)
 
     def _on_received(self, request: Any, **_: Any) -> None:
         # Kept as long as the worker keeps it: the signals below name the task id only.

@@ -134,16 +134,17 @@ def test_the_lease_of_a_late_acknowledging_task_outlasts_the_broker_s_patience(
 ) -> None:
     """Its message may come back after the visibility timeout (an hour); others' never do."""
     go = tmp_path / "go"
-    early, late = prefork.send("wait_for", str(go)), prefork.send("hard")
     client: Any = lifecycle_server.client()
     layout = prefork.streams.runtime.layout
-    left = []
-    for result in (early, late):
+    left, results = [], []
+    for task in (("wait_for", str(go)), ("hard",)):  # in turn: the second has a second to live
+        results.append(result := prefork.send(*task))
         prefork.wait_chunks(result.id, 1)
         now, microseconds = client.time()
         lease = client.hget(layout.owner(Slot.run(result.id)), "lease")
         left.append(int(lease) / 1000 - now - microseconds / 1e6)
     go.touch()
+    early, late = results
     lease, grace = prefork.streams.settings.orphan_timeout, 3600
     assert lease / 2 < left[0] <= lease
     assert grace + lease / 2 < left[1] <= grace + lease
