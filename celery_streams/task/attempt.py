@@ -97,6 +97,11 @@ class RunningAttempt:
         self.chat = self._chat(args) if isinstance(task, ChatAgent) else None
         owner.track(self)
 
+    @property
+    def session(self) -> str | None:
+        """The chat session that this works for."""
+        return self.chat.session_id if self.chat is not None else self.identity.session
+
     def execute(self, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Call the task's body and drain before its outcome leaves this function.
 

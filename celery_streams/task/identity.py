@@ -13,6 +13,9 @@ from celery_streams.slots import check_name
 #: Retries a generation has room for; a replacement (``self.replace``) starts the next block.
 _RETRIES = 1 << 20
 
+#: Header of tasks that a chat agent has sent, and of those that they send.
+SESSION_HEADER = "celery_streams_session"
+
 
 @dataclass(frozen=True, slots=True)
 class RunIdentity:
@@ -25,6 +28,8 @@ class RunIdentity:
     retries: int
     #: Neither a retry nor a redelivery nor a replacement: nobody can have been here before.
     first: bool
+    #: The chat session that the task, or the chat agent that sent it, answers in.
+    session: str | None = None
 
     def resolve(self, target: str) -> str:
         """The run id that ``target`` names; a run without parent or root is its own."""
@@ -73,6 +78,7 @@ def identify(request: Any, *, grace: float = 0.0, inside: RunIdentity | None = N
         attempt,
         retries,
         first=not (redelivered or retries or nesting),
+        session=getattr(request, SESSION_HEADER, None),
     )
 
 

@@ -40,7 +40,7 @@ from celery_streams.runtime import Ending
 from celery_streams.subscriptions.tasks import WakeTask
 from celery_streams.task.attempt import RefusedAttempt, RunningAttempt
 from celery_streams.task.current import run_chat, run_streams, running
-from celery_streams.task.identity import identify
+from celery_streams.task.identity import SESSION_HEADER, identify
 
 if TYPE_CHECKING:
     from celery_streams.app import Streams
@@ -75,6 +75,7 @@ class Lifecycle:
         # a second app in the process would have no hooks.
         name = f"celery_streams.{id(self)}"
         for signal, receiver in (
+            (signals.before_task_publish, self._on_publish),
             (signals.task_prerun, self._on_prerun),
             (signals.task_postrun, self._on_postrun),
             (signals.task_received, self._on_received),
@@ -164,6 +165,13 @@ class Lifecycle:
 
     def _mine(self, task: Any) -> bool:
         return getattr(task, "__dict__", {}).get(_MARK) is self
+
+    def _on_publish(self, headers: Any = None, **_: Any) -> None:
+        """Tell the tasks of a chat agent which session they work for."""
+        attempt = running.get()
+        session = attempt.session if isinstance(attempt, RunningAttempt) else None
+        if session is not None and isinstance(headers, dict):
+            headers.setdefault(SESSION_HEADER, session)
 
     def _on_prerun(
         self, task_id: str, task: Any, args: Any = (), kwargs: Any = None, **_: Any

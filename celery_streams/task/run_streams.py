@@ -6,6 +6,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, It
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from celery_streams.contracts import Head, Offset
+from celery_streams.errors import ConfigurationError
 from celery_streams.reading.reader import Reader
 from celery_streams.slots import Slot
 from celery_streams.task.identity import RunIdentity
@@ -18,13 +19,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: The target that is no run.
+SESSION = "session"
+
 
 class RunStreams:
     """The streams of the run that a task is executing, and of its relatives.
 
     ``target`` is ``"self"`` (this run), ``"parent"``, ``"root"``, or a run id; a run without a
-    parent or root is its own. ``key`` names one of a run's streams. Thread-safe: pass it to
-    the threads a task starts.
+    parent or root is its own. ``"session"`` is the chat of the chat agent that has sent the task:
+    chunks go to the page, and are not part of the answer. ``key`` names one of a run's streams.
+    Thread-safe: pass it to the threads a task starts.
     """
 
     def __init__(
@@ -154,6 +159,8 @@ class RunStreams:
 
     def close(self, key: str = "default", *, target: str = "self") -> Head:
         """End one stream now; without this, streams end with the run."""
+        if target == SESSION:
+            raise ConfigurationError("a session outlives its runs: end it from outside a task")
         slot = Slot.run(self._identity.resolve(target), key)
         return self._writers().close(slot, self._drain_timeout)
 
@@ -173,6 +180,8 @@ class RunStreams:
         return writer
 
     def _open(self, key: str, target: str, content_type: str | None = None) -> Writer:
+        if target == SESSION:
+            return self._writers().writer(self._session_slot(), content_type)
         run_id = self._identity.resolve(target)
         slot = Slot.run(run_id, key)
         identity, writers = self._identity, self._writers()
@@ -180,3 +189,10 @@ class RunStreams:
         if run_id not in relatives and not isinstance(writers, RepetitionWriters):
             self._require_run(run_id)
         return writers.writer(slot, content_type)
+
+    def _session_slot(self) -> Slot:
+        if self._identity.session is None:
+            raise ConfigurationError(
+                'target="session" is for tasks that a chat agent has sent; this one has no session'
+            )
+        return Slot.session(self._identity.session, "out")

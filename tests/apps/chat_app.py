@@ -109,6 +109,8 @@ def _write(chat: Any, word: str) -> None:
             response.text(f"{len(chat.messages)} ")
         case "raw":
             chat.stream.write({"mine": True})
+        case "subtask":
+            helper.delay("from a helper").get(disable_sync_subtasks=False)
         case "step":
             response.write({"type": "start-step"})
         case _:
@@ -129,3 +131,9 @@ def slow(self: Any, session_id: str) -> None:
     """Write something, and take longer than allowed."""
     self.chat.response.text("partial")
     pass_gate(session_id)
+
+
+@app.task(bind=True)
+def helper(self: Any, text: str) -> None:
+    """A sub-agent: tells the page something."""
+    self.streams.append({"type": "data-note", "data": text}, target="session")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.chat.client import Gates, Page, message
+from tests.workers import Worker
 
 pytestmark = pytest.mark.anyio
 
@@ -245,6 +246,17 @@ async def test_steps_are_folded_on_their_way_and_kept_in_the_history(page: Page)
     assert stream.types[-3:] == ["start-step", "start", "finish"]
     kinds = [part["type"] for part in (await page.messages())["messages"][1]["parts"]]
     assert kinds == ["step-start", "text", "step-start", "tool-clock", "step-start", "text"]
+
+
+async def test_a_sub_agent_writes_to_its_agent_s_session(page: Page, agents: Worker) -> None:
+    """target="session" reaches the page; a task that no agent has sent has none."""
+    stream = await page.send("a subtask b")
+    assert {"type": "data-note", "data": "from a helper"} in stream.chunks
+    assert stream.types[-1] == "finish"
+    assert "data-note" not in str((await page.messages())["messages"])
+    alone = agents.app.send_task("tests.apps.chat_app.helper", ("x",))
+    with pytest.raises(Exception, match="has no session"):
+        await asyncio.to_thread(alone.get, timeout=20)
 
 
 async def test_what_the_ai_sdk_does_not_know_is_not_sent_to_it(page: Page) -> None:
