@@ -165,6 +165,7 @@ class ResponseMessage:
         self._parts.append({key: value for key, value in chunk.items() if key != "transient"})
 
     def _reset(self) -> None:
+        self._join()  # what earlier steps have begun stays as it is
         while self._parts and self._parts[-1]["type"] != "step-start":
             self._parts.pop()
         self._open.clear()
@@ -188,7 +189,7 @@ def _available(part: Part, chunk: Part) -> None:
 
 def _bad_input(part: Part, chunk: Part) -> None:
     part.update(state="output-error", errorText=chunk["errorText"])
-    part["input" if part["type"] == "dynamic-tool" else "rawInput"] = chunk["input"]
+    part["input"] = chunk["input"]
 
 
 def _ask(part: Part, chunk: Part) -> None:
