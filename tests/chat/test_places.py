@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(
     scope="module",
-    params=["cluster solo", "redis7 threads", "valkey gevent", "valkey eventlet", "valkey threads"],
+    params=["cluster solo", "redis7 threads", "valkey gevent", "valkey eventlet"],
 )
 def agents(request: pytest.FixtureRequest, store: ValkeyProcess) -> Iterator[Worker]:
     """A worker whose streams are on one kind of server, in one kind of pool."""
