@@ -38,6 +38,9 @@ const server = http.createServer((request, response) => {
   else request.pipe(upstream)
 })
 
+// Longer than a busy client pauses: it must not send on a connection that is being closed.
+server.keepAliveTimeout = 75_000
+
 function endToEnd(rawHeaders) {
   const kept = []
   for (let i = 0; i < rawHeaders.length; i += 2) {

@@ -46,13 +46,28 @@ GATEWAY = {
     "PYTHONPATH": str(ROOT),
     "PYTHONUNBUFFERED": "1",
 }
+LISTEN = ("--host", "127.0.0.1", "--port", "0", "--no-access-log")
+SERVE = (
+    sys.executable, "-m", "celery", "-A", "tests.conformance.app:celery",
+    "streams", "serve", "--insecure", *LISTEN,
+)  # fmt: skip
+UVICORN = (
+    sys.executable, "-m", "uvicorn", "tests.conformance.app:app", *LISTEN,
+    "--timeout-graceful-shutdown", "1",
+    # As `streams serve` does: a busy client must not find its idle connection closed.
+    "--timeout-keep-alive", "75",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configuration:
-    """What the suite runs against, and which of its tests."""
+    """What the suite runs against, and which of its tests.
+
+    ``serve``: `celery streams serve`, whose connections are its own; else plain uvicorn.
+    """
 
     title: str
+    serve: bool = False
     servers: int = 1
     cluster: bool = False
     s2: bool = False
@@ -62,7 +77,7 @@ class Configuration:
 
 
 CONFIGURATIONS = {
-    "one": Configuration(title="one process"),
+    "one": Configuration(title="one process of `streams serve`", serve=True),
     "two": Configuration(title="two behind a round-robin", servers=2),
     "cluster": Configuration(title="one process, on a cluster", cluster=True),
     "s2": Configuration(title="chunks on s2-lite", s2=True, subscriptions=False, pattern=ON_S2),
@@ -121,8 +136,8 @@ def child(name: str, command: Sequence[str], env: Mapping[str, str]) -> Iterator
     )
     log = Log(process)
     try:
-        text = log.wait_for("on http://127.0.0.1:", timeout=60)
-        address = re.search(r"on (http://127\.0\.0\.1:\d+)", text)
+        text = log.wait_for("http://127.0.0.1:", timeout=60)
+        address = re.search(r"(http://127\.0\.0\.1:\d+)", text)
         assert address is not None
         yield Child(name=name, url=address[1], process=process, log=log)
     finally:
@@ -133,13 +148,7 @@ def child(name: str, command: Sequence[str], env: Mapping[str, str]) -> Iterator
 @contextmanager
 def gateways(configuration: Configuration) -> Iterator[list[Child]]:
     """Gateway processes on one Valkey server, or cluster, or on s2-lite beside one."""
-    command = [
-        sys.executable, "-m", "uvicorn", "tests.conformance.app:app",
-        "--host", "127.0.0.1", "--port", "0",
-        "--no-access-log", "--timeout-graceful-shutdown", "1",
-        # As `streams serve` does: a busy client must not find its idle connection closed.
-        "--timeout-keep-alive", "75",
-    ]  # fmt: skip
+    command = SERVE if configuration.serve else UVICORN
     with ExitStack() as stack:
         enter = stack.enter_context
         url = enter(Cluster()).url if configuration.cluster else enter(ValkeyProcess()).url
@@ -294,6 +303,7 @@ def chosen(options: argparse.Namespace) -> list[Configuration]:
         found.append(
             Configuration(
                 title=each.title,
+                serve=each.serve,
                 servers=each.servers,
                 cluster=each.cluster,
                 s2=each.s2,
