@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +22,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from celery_streams.gateway.problems import Problem
-from celery_streams.gateway.replies import CUT_OFF, FULL, WRITE
+from celery_streams.gateway.replies import CUT_OFF, FULL, WRITE, Receive
 from celery_streams.gateway.sending import Sending
 
 #: Seconds for a request's line and headers, from the connection or the request's first byte on.
@@ -86,17 +87,46 @@ class BoundedProtocol(HttpToolsProtocol):
     _problem: Problem | None = None
     #: Bytes read since a refusal; ``None``: nothing has been refused.
     _refused: int | None = None
+    #: The client sends nothing more, but may still read.
+    _half_closed = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected: the time for its request runs."""
         super().connection_made(transport)
+        #: Requests in the order in which they came; only the first is being answered.
+        self._unanswered: deque[RequestResponseCycle] = deque()
         self._late = len(self.connections) > self.bounds.connections
         self._start()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It has gone."""
         self._stop()
+        for cycle in self._unanswered:  # uvicorn tells the last one only
+            _disconnect(cycle)
         super().connection_lost(exc)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """It will send nothing more: it may have gone, or it waits for its answers.
+
+        Both look the same. So whatever ends by itself is still answered; who waits for the
+        client to go (a live read) is told that it has.
+        """
+        if self._answered() or self._in_body:
+            return False
+        self._half_closed = True
+        for cycle in self._unanswered:
+            cycle.message_event.set()
+        return True
+
+    def left(self, cycle: RequestResponseCycle) -> None:
+        """The client of a live read has gone, as far as can be told: end its connection."""
+        _disconnect(cycle)
+        self.transport.close()
+
+    @property
+    def half_closed(self) -> bool:
+        """Whether the client has said that it sends nothing more."""
+        return self._half_closed
 
     def data_received(self, data: bytes) -> None:
         """It has sent something."""
@@ -147,8 +177,10 @@ class BoundedProtocol(HttpToolsProtocol):
         cycle = self.cycle
         if cycle is before:
             return
+        self._unanswered.append(cycle)
+        cycle.receive = Receiving(self, cycle)  # type: ignore[method-assign]
         scope: Any = cycle.scope
-        scope[CUT_OFF] = partial(self.cut_off, cycle)
+        scope[CUT_OFF] = self.cut_off
         scope[WRITE] = partial(self.write_part, cycle)
         cycle.send = Sending(cycle, chunks=version == "1.1")  # type: ignore[method-assign]
         if len(self.connections) > self.bounds.connections:
@@ -168,16 +200,18 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """The answer is sent, perhaps to a request that is not."""
+        self._unanswered.popleft()
         super().on_response_complete()
+        if self._half_closed and not self._unanswered:
+            self.transport.close()
         if self._in_body and self._refused is None and not self.transport.is_closing():
             self._unset_keepalive_if_required()
             self._start()
 
-    def cut_off(self, cycle: RequestResponseCycle | None = None) -> None:
-        """Break the connection now, dropping what is unsent; the answer ``cycle`` ends here."""
-        for ended in (cycle, self.cycle):
-            if ended is not None:
-                _disconnect(ended)
+    def cut_off(self) -> None:
+        """Break the connection now, dropping what is unsent; answers end here."""
+        for ended in self._unanswered:
+            _disconnect(ended)
         self.transport.abort()
 
     def write_part(self, cycle: RequestResponseCycle, data: bytes) -> bool:
@@ -240,6 +274,38 @@ class BoundedProtocol(HttpToolsProtocol):
     def _too_slow(self) -> None:
         self._timer = None
         self.transport.close()
+
+
+class Receiving:
+    """The ``receive`` of one request, in place of uvicorn's own.
+
+    Whoever asks for more than the whole request waits for the client to go, and is told so when
+    the client closes its side.
+    """
+
+    __slots__ = ("_cycle", "_protocol", "_receive", "_whole")
+
+    def __init__(self, protocol: BoundedProtocol, cycle: RequestResponseCycle) -> None:
+        self._protocol = protocol
+        self._cycle = cycle
+        self._receive: Receive = cycle.receive  # type: ignore[assignment]
+        self._whole = False
+
+    async def __call__(self) -> Any:
+        """The next message, as ASGI has it."""
+        if self._left():
+            return await self._receive()
+        message = await self._receive()
+        if self._left():
+            return {"type": "http.disconnect"}
+        self._whole = not message.get("more_body")
+        return message
+
+    def _left(self) -> bool:
+        if not (self._whole and self._protocol.half_closed):
+            return False
+        self._protocol.left(self._cycle)
+        return True
 
 
 def _disconnect(cycle: RequestResponseCycle) -> None:

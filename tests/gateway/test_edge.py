@@ -287,6 +287,81 @@ def test_accepted_connections_notice_peers_that_have_vanished(gateway: Gateway) 
         assert 0 < int(timer()[1], 16) <= 31 * 100
 
 
+@pytest.mark.parametrize("target", ["", "?offset=-1&live=long-poll"])
+def test_a_client_that_has_said_all_it_has_to_say_is_answered(
+    gateway: Gateway, target: str
+) -> None:
+    """It shuts its side down behind two requests: both are answered, then the connection ends."""
+    path = f"/v1/stream/said-{time.time_ns()}"
+    create(gateway, path)
+    with connected(gateway) as connection:
+        body = b"[" + b",".join([b'"%s"' % (b"x" * 1000)] * 2000) + b"]"
+        head = request(
+            path, "host: x", "content-type: application/json", f"content-length: {len(body)}",
+            method="POST",
+        )  # fmt: skip
+        connection.sendall(head + body + request(path + target, "host: x"))
+        connection.shutdown(socket.SHUT_WR)
+        rest = _rest(connection)
+    assert rest.startswith(b"HTTP/1.1 204")
+    if target:  # whoever waits for chunks cannot be told from who has gone
+        assert rest.count(b"HTTP/1.1") <= 2
+    else:
+        assert rest.endswith(body)
+    assert "Traceback" not in gateway.log.text
+
+
+def test_a_half_body_is_not_waited_for_once_its_client_has_ended(gateway: Gateway) -> None:
+    """The rest of it cannot come: the connection ends, and nothing is appended."""
+    path = f"/v1/stream/half-{time.time_ns()}"
+    create(gateway, path)
+    with connected(gateway) as connection:
+        head = request(path, "host: x", "content-length: 9", *map(": ".join, JSON.items()),
+                       method="POST")  # fmt: skip
+        connection.sendall(head + b"[1")
+        connection.shutdown(socket.SHUT_WR)
+        assert _rest(connection) == b""
+    assert gateway.request("GET", path).document == []
+
+
+def subscribers(gateway: Gateway) -> float:
+    text = gateway.request("GET", "/metrics").body.decode()
+    return float(text.partition("\ncelery_streams_gateway_subscribers ")[2].split()[0])
+
+
+@pytest.mark.parametrize("live", ["sse", "long-poll"])
+def test_a_live_read_whose_client_ends_is_forgotten_at_once(gateway: Gateway, live: str) -> None:
+    """Whether it closes the connection or only its side of it."""
+    path = f"/v1/stream/left-{time.time_ns()}"
+    create(gateway, path)
+    for end in (lambda one: one.shutdown(socket.SHUT_WR), socket.socket.close):
+        with connected(gateway) as connection:
+            connection.sendall(request(f"{path}?offset=now&live={live}", "host: x"))
+            eventually(lambda: subscribers(gateway) == 1, "it follows")
+            end(connection)
+            eventually(lambda: subscribers(gateway) == 0, "it is forgotten")
+    assert "ASGI" not in gateway.log.text
+
+
+def test_requests_behind_a_live_read_do_not_keep_it_once_its_client_has_gone(
+    gateway: Gateway,
+) -> None:
+    """They are not read while it lasts; that the client has gone shows when it is sent more."""
+    path = f"/v1/stream/left-{time.time_ns()}"
+    create(gateway, path)
+    with connected(gateway) as connection:
+        live = request(f"{path}?offset=now&live=sse", "host: x")
+        connection.sendall(live + request("/healthz", "host: x") * 2)
+        eventually(lambda: subscribers(gateway) == 1, "it follows")
+
+    def forgotten() -> bool:
+        gateway.append(path, "more")
+        return subscribers(gateway) == 0
+
+    eventually(forgotten, "it is forgotten")
+    assert "ASGI" not in gateway.log.text
+
+
 def test_a_small_answer_is_one_packet(gateway: Gateway) -> None:
     """Head and body leave in one write."""
     with connected(gateway) as connection:
