@@ -16,6 +16,7 @@ from celery_streams.errors import StoreUnavailable, StreamError, StreamNotFound
 from celery_streams.gateway import wire
 from celery_streams.gateway.topics import Counts, Topic
 from celery_streams.protocol import Feed, ProtocolStore
+from celery_streams.redis.outages import Outage
 from celery_streams.settings import StreamsSettings
 from celery_streams.slots import Slot
 
@@ -53,6 +54,7 @@ class Hub:
         self._recheck = settings.recheck_interval
         self._inquire = inquire
         self._inquiring: set[str] = set()
+        self._outage = Outage(logger, "looks at idle streams")
         self._feed: Feed = store.feed()
         self._ticking: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -125,7 +127,7 @@ class Hub:
                     await topic.keep_alive(now)
                 await self._look(now)
             except StoreUnavailable as error:
-                logger.info("cannot look at idle streams: %s", error)
+                self._outage.failed(error)
             except Exception:
                 logger.exception("a round of the hub failed")
 
@@ -154,6 +156,7 @@ class Hub:
         for at in range(0, len(silent), _HEADS):
             batch = silent[at : at + _HEADS]
             heads = await self.store.heads([topic.slot for topic in batch])
+            self._outage.over()
             for topic, head in zip(batch, heads, strict=True):
                 topic.heard_at = topic.looked_at = now
                 if isinstance(head, Head):

@@ -14,6 +14,7 @@ from celery_streams.redis.client import AsyncRedisLink
 from celery_streams.redis.connect import AsyncConnection, heeding_cancellation
 from celery_streams.redis.failures import REDIS_ERRORS, translated
 from celery_streams.redis.layout import Layout
+from celery_streams.redis.outages import Outage
 from celery_streams.settings import StreamsSettings
 from celery_streams.slots import Slot
 from celery_streams.stores.cursor import parse_live
@@ -42,6 +43,7 @@ class RedisFeed:
         self._listeners: dict[str, Deliver] = {}
         self._repair: asyncio.Task[None] | None = None
         self._homeless: set[str] = set()
+        self._outage = Outage(logger, "live events")
 
     async def listen(self, slot: Slot, deliver: Deliver) -> None:
         """See :meth:`celery_streams.protocol.Feed.listen`."""
@@ -124,9 +126,10 @@ class RedisFeed:
                             raise failure
                     pause = 0.05
             except StreamError as error:
-                logger.info("live events are interrupted, trying again: %s", error)
+                self._outage.failed(error)
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(pause * 2, _LONGEST_PAUSE)
+        self._outage.over()
 
     async def _back(self, channel: str) -> None:
         # First: if this connection is lost, too, the channel is homeless again at once.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families as families
 from celery_streams import Streams
 from celery_streams.gateway import Gateway, create_app
 from celery_streams.gateway.metrics import Latencies
-from tests.gateway.serving import ask
+from tests.gateway.serving import ask, serving
 from tests.servers import ValkeyProcess
 from tests.workers import ROOT
 
@@ -90,6 +91,27 @@ def test_a_store_that_does_not_answer_is_not_waited_for() -> None:
         server.close()
 
     asyncio.run(main())
+
+
+def test_an_outage_of_the_store_is_told_once_and_so_is_its_end() -> None:
+    """Not a line for each attempt; what is interrupted and what is back, as warnings."""
+    with (
+        ValkeyProcess() as store,
+        serving(store.url) as gateway,
+        socket.create_connection(("127.0.0.1", gateway.port), timeout=15) as reader,
+    ):
+        reader.sendall(
+            b"GET /v1/stream/runs/awaited?offset=-1&live=sse HTTP/1.1\r\nhost: x\r\n\r\n"
+        )
+        assert reader.recv(100).startswith(b"HTTP/1.1 200")
+        store.kill()
+        for what in ("live events", "subscriptions"):
+            gateway.log.wait_for(f"{what} are interrupted, trying again: cannot reach Redis")
+        store.start()
+        for what in ("live events", "subscriptions"):
+            text = gateway.log.wait_for(f"WARNING:  {what} are back after")
+        assert text.count("live events are interrupted") <= 2  # of readers, and of subscriptions
+        assert text.count("subscriptions are interrupted") == 1
 
 
 def test_a_gateway_that_drains_is_not_ready_and_ends_new_live_reads(valkey: ValkeyProcess) -> None:

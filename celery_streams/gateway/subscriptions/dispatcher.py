@@ -16,6 +16,7 @@ from celery_streams.errors import StoreUnavailable
 from celery_streams.gateway.subscriptions.following import Following
 from celery_streams.protocol import LiveEvent
 from celery_streams.redis.layout import CONTROL
+from celery_streams.redis.outages import Outage
 from celery_streams.subscriptions.store import SubscriptionNotFound
 
 logger = logging.getLogger("celery_streams.gateway")
@@ -44,6 +45,7 @@ class Dispatcher:
         self._store = following.waker.store
         self._registry = following.waker.registry
         self._changed = asyncio.Event()
+        self._outage = Outage(logger, "subscriptions")
         self._listening = False
         self._leading = False
         self._renew_at = self._tend_at = self._sync_at = 0.0
@@ -55,8 +57,9 @@ class Dispatcher:
                 pause = _IDLE
                 try:
                     pause = await self._round()
+                    self._outage.over()
                 except StoreUnavailable as error:
-                    logger.info("subscriptions have to wait: %s", error)
+                    self._outage.failed(error)
                 except Exception:
                     logger.exception("a round of the dispatcher failed")
                 with suppress(TimeoutError):
