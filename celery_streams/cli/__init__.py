@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 
 import click
 
+from celery_streams.app import Streams
 from celery_streams.cli.doctor import Finding, examine
 from celery_streams.cli.printer import Printer, say, shown
 from celery_streams.cli.project import app_errors, app_of, streams_of
@@ -19,6 +22,8 @@ from celery_streams.errors import ReadTimeout, StreamError
 from celery_streams.slots import Slot
 
 _INTERRUPTED = 130
+#: Streams that `ls` lists if it is not told of which run.
+_LATEST = 50
 
 
 class StreamsGroup(click.Group):
@@ -99,11 +104,19 @@ def tail(
 
 
 @streams.command("ls")
-@click.argument("run_id")
+@click.argument("run_id", required=False)
 @click.pass_context
-def ls(ctx: click.Context, run_id: str) -> None:
-    """List the streams of a run: chunks, attempts, and whether they have ended."""
+def ls(ctx: click.Context, run_id: str | None) -> None:
+    """List the streams of a run: chunks, attempts, and whether they have ended.
+
+    Without a run: the streams of runs and sessions that were opened last.
+    """
     owner = streams_of(ctx)
+    if run_id is None:
+        latest = [("OPENED (UTC)", "STREAM"), *asyncio.run(_latest(owner))]
+        for line in _table(latest, right=()):
+            click.echo(line)
+        return
     rows = [("KEY", "CHUNKS", "KEPT FROM", "ATTEMPTS", "STATE", "TYPE")]
     for key in owner.keys(run_id):
         head = owner.head(run_id, key)
@@ -176,6 +189,21 @@ def _slot(names: Sequence[str], session: str | None) -> Slot:
     if not names:
         raise click.UsageError("which run? Give its id (the task id), or --session ID")
     return Slot.run(*names)
+
+
+async def _latest(owner: Streams) -> list[tuple[str, str]]:
+    """When the last streams were opened, and which they are."""
+    store = owner.runtime.protocol_store()
+    try:
+        found = await store.recent("run", _LATEST) + await store.recent("session", _LATEST)
+    finally:
+        if close := getattr(store, "aclose", None):
+            await close()
+    found.sort(key=lambda each: each[1], reverse=True)
+    return [
+        (f"{datetime.fromtimestamp(opened_at, UTC):%Y-%m-%d %H:%M:%S}", shown(str(slot)))
+        for slot, opened_at in found[:_LATEST]
+    ]
 
 
 def _facts(head: Head) -> dict[str, Any]:

@@ -187,6 +187,16 @@ def test_ls_shows_every_stream_of_a_run(command: Run) -> None:
     assert second.split()[:2] + second.split()[4:] == ["rows", "1", "open", "application/json"]
 
 
+def test_ls_without_a_run_lists_what_was_opened_last(command: Run) -> None:
+    """Streams of runs, latest first, to pick an id from."""
+    older, newer = _write(command, "a"), _write(command, "b")
+    heading, *lines = command("ls").stdout.splitlines()
+    assert heading.split() == ["OPENED", "(UTC)", "STREAM"]
+    names = [line.split()[2] for line in lines]
+    assert names.index(f"runs/{newer}/default") < names.index(f"runs/{older}/default")
+    assert len(lines) <= 50
+
+
 def test_head_shows_one_stream(command: Run) -> None:
     """For people, and for programs."""
     run_id = _write(command, "a", "b")
