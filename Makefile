@@ -1,6 +1,7 @@
 # Everything a checkout needs, from a machine that has Python, make and a C compiler.
 #
-#   make test         all tests (pass pytest arguments with ARGS="-k embedded")
+#   make test         the tests of the core (pass pytest arguments with ARGS="-k embedded")
+#   make test-gateway  the tests of the HTTP gateway and of chat agents
 #   make lint         style, types, import directions
 #   make demo         watch a worker stream to another process (TOPIC=json.dumps)
 #   make serve        Valkey, a worker and the HTTP gateway, to try out (PORT=8080)
@@ -23,8 +24,11 @@ BIN := $(VENV)/bin
 TOPIC ?= json.dumps
 PORT ?= 8080
 ARGS ?=
-# More processes than cores: most tests wait for servers more than they compute.
-PARALLEL ?= -n 5
+# More processes than cores: most tests wait for servers more than they compute. Each gets a
+# row of neighbours, which share a module's worker, and helps the others when it is done.
+PARALLEL ?= -n 5 --dist worksteal
+# What `make test-gateway` runs, and `make test` does not.
+HTTP := tests/gateway tests/chat
 
 # The S2 server of the tests: outside the checkout, because building it takes long.
 S2_LITE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/celery-streams/s2-lite
@@ -40,9 +44,9 @@ TYPED = $(sort $(patsubst %/,%,$(dir $(wildcard \
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: all venv test test-browser test-s2 bench-s2 s2-lite lint format demo serve bench bench-gateway conformance soak test-oldest redis-server nodejs chromium clean
+.PHONY: all venv test test-gateway test-browser test-s2 bench-s2 s2-lite lint format demo serve bench bench-gateway conformance soak test-oldest redis-server nodejs chromium clean
 
-all: lint test
+all: lint test test-gateway
 
 venv: $(VENV)/.installed
 
@@ -52,7 +56,10 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 test: venv redis-server
-	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(addprefix --ignore=,$(HTTP)) $(ARGS)
+
+test-gateway: venv redis-server
+	$(BIN)/python -m pytest $(PARALLEL) $(HTTP) $(ARGS)
 
 # Playwright only drives the distribution's Chromium; it downloads none.
 test-browser: venv chromium
