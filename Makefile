@@ -5,6 +5,7 @@
 #   make lint         style, types, import directions
 #   make demo         watch a worker stream to another process (TOPIC=json.dumps)
 #   make serve        Valkey, a worker and the HTTP gateway, to try out (PORT=8080)
+#   make demo-chat    a chat page (React, AI SDK) with an agent behind it (PORT=8080)
 #   make bench        the benchmarks (BENCH_JSON=file writes them as JSON too)
 #   make bench-gateway  the HTTP gateway beside other servers of its protocol (Linux)
 #   make conformance  the Durable Streams conformance suite (npm) against the gateway
@@ -44,7 +45,7 @@ TYPED = $(sort $(patsubst %/,%,$(dir $(wildcard \
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: all venv test test-gateway test-browser test-s2 bench-s2 s2-lite lint format demo serve bench bench-gateway conformance soak test-oldest redis-server nodejs chromium clean
+.PHONY: all venv test test-gateway test-browser test-s2 bench-s2 s2-lite lint format demo demo-chat serve bench bench-gateway conformance soak test-oldest redis-server nodejs chromium clean
 
 all: lint test test-gateway
 
@@ -98,6 +99,14 @@ demo: venv
 
 serve: venv
 	@exec $(BIN)/python -m example_project.serve --topic '$(TOPIC)' --port $(PORT)
+
+# Needs Node 20.19 and npm; the page is built to build/chat_page.
+demo-chat: venv nodejs
+	@if $(NODE_MISSING); \
+	then echo "demo-chat: npm or Node 20 (or newer) is missing" >&2; exit 1; fi
+	@npm install --prefix example_project/chat_page --no-package-lock --no-audit --no-fund --silent
+	@npm run --prefix example_project/chat_page --silent build -- --logLevel warn
+	@exec $(BIN)/python -m example_project.demo_chat --port $(PORT)
 
 bench: venv
 	$(BIN)/python -m benchmarks
@@ -164,6 +173,6 @@ chromium:
 	|| echo "chromium is not installed: the page's tests will be skipped"
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(BENCH) benchmarks/gateway/node_modules build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+	rm -rf $(VENV) $(OLDEST) $(BENCH) benchmarks/gateway/node_modules example_project/chat_page/node_modules build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis \
 		.import_linter_cache
 	find celery_streams tests example_project benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

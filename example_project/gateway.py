@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -22,15 +22,23 @@ _ADDRESS = re.compile(rb"(http://127\.0\.0\.1:\d+) ")
 _SILENCE = 45.0  #: seconds without even a heartbeat after which the gateway counts as gone
 
 
-class GatewayProcess:
-    """``celery streams serve`` on ``port`` (0: any), which writes to ``log``."""
+def serve_arguments(port: int = 0) -> tuple[str, ...]:
+    """``celery streams serve`` with its page, on ``port`` (0: any)."""
+    return (
+        *("-m", "celery", "-A", "example_project.app", "streams", "serve"),
+        *("--port", str(port), "--ui"),
+    )
 
-    def __init__(self, log: Path, directory: Path, port: int = 0) -> None:
+
+class GatewayProcess:
+    """A gateway in a process of its own, which writes to ``log``.
+
+    It is Python with ``arguments``, :func:`serve_arguments` or whatever else says its address.
+    """
+
+    def __init__(self, log: Path, directory: Path, arguments: Sequence[str]) -> None:
         self._log = log
-        command = [
-            *(sys.executable, "-m", "celery", "-A", "example_project.app", "streams", "serve"),
-            *("--port", str(port), "--ui"),
-        ]
+        command = [sys.executable, *arguments]
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 command,

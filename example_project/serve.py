@@ -24,9 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with Stage(gateway_port=options.port) as stage:
+        with Stage(gateway.serve_arguments(options.port)) as stage:
             _explain(stage, options.topic)
-            _watch(stage)
+            watch(stage)
     except KeyboardInterrupt:
         return 0
     except StreamError as error:
@@ -66,7 +66,8 @@ Ctrl+C ends everything and removes {stage.directory}.""",
     )
 
 
-def _watch(stage: Stage) -> None:
+def watch(stage: Stage) -> None:
+    """Wait for ever. Raises :class:`StageError` when a process of the stage ends by itself."""
     while True:
         time.sleep(0.5)
         if name := stage.dead():

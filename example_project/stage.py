@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +22,7 @@ import redis
 from celery_streams import StreamError
 from celery_streams.embedded import resolve
 from example_project.counting import COUNT_VARIABLE
-from example_project.gateway import GatewayProcess
+from example_project.gateway import GatewayProcess, serve_arguments
 
 _ROOT = Path(__file__).resolve().parent.parent
 _START_TIMEOUT = 40.0
@@ -36,17 +36,17 @@ class StageError(RuntimeError):
 class Stage:
     """A server in a directory of its own, a worker and a gateway beside it; a context manager.
 
-    The gateway listens on ``gateway_port``, 0 for any. The worker's output goes to
-    :attr:`worker_log`. After a success everything is removed; after
-    a failure the directory stays, to be looked at.
+    The gateway is ``gateway`` (see :class:`GatewayProcess`), else one on any port. The
+    worker's output goes to :attr:`worker_log`. After a success everything is removed; after a
+    failure the directory stays, to be looked at.
     """
 
-    def __init__(self, gateway_port: int = 0) -> None:
+    def __init__(self, gateway: Sequence[str] | None = None) -> None:
         #: Of the gateway, a URL.
         self.address = ""
         self.directory = Path(tempfile.mkdtemp(prefix="celery-streams-demo-"))
         self.worker_log = self.directory / "worker.log"
-        self._gateway_port = gateway_port
+        self._arguments = gateway or serve_arguments()
         self._gateway: GatewayProcess | None = None
         self._worker: subprocess.Popen[bytes] | None = None
         self._server: redis.Redis | None = None
@@ -60,7 +60,7 @@ class Stage:
         try:
             self._server = redis.Redis.from_url(resolve(os.environ["EXAMPLE_SERVER"]))
             log = self.directory / "gateway.log"
-            self._gateway = GatewayProcess(log, _ROOT, self._gateway_port)
+            self._gateway = GatewayProcess(log, _ROOT, self._arguments)
             self._start_worker()
             self.address = self._gateway.wait()
         except BaseException:

@@ -99,6 +99,31 @@ def agent(
     return {"session_id": session_id, "text": text, "message_id": answer_id}
 
 
+@app.task(bind=True, base=ChatAgent, raise_on_stop=True)
+def assistant(self: Any, session_id: str) -> None:
+    """What ``make demo-chat`` talks to: a tool call, the answer's text, and its progress."""
+    response, question = self.chat.response, self.chat.text
+    call = response.tool_input("look_up", {"question": question})
+    try:
+        topic = documentation.topic_of(question)
+    except documentation.UnknownTopic as unknown:
+        response.tool_output(call, {"found": None, "similar": unknown.close})
+    else:
+        response.tool_output(call, {"found": topic.name})
+    pieces, total = _pieces(question, [], None)
+    progress = {"done": 0, "of": total}
+    response.data("progress", progress, part_id="progress")
+    # An id of our own: the convenience methods begin another text after each other part.
+    response.write({"type": "text-start", "id": "answer"})
+    for done, piece in enumerate(pieces, 1):
+        response.write({"type": "text-delta", "id": "answer", "delta": piece})
+        progress = {"done": done, "of": max(total, done)}
+        if done % PROGRESS_EVERY == 0:
+            response.data("progress", progress, part_id="progress")
+    response.write({"type": "text-end", "id": "answer"})
+    response.data("progress", {**progress, "of": progress["done"]}, part_id="progress")
+
+
 @app.task(bind=True)
 def probe(self: Any, count: int, interval: float) -> int:
     """Write ``count`` times what time it is (monotonic, ns): for a reader on the same host."""
