@@ -50,7 +50,7 @@ export function Chat({ id }) {
         </button>
       </header>
       <main aria-busy={busy}>
-        {chat.messages.length === 0 && chat.state === "online" && !busy && (
+        {chat.messages.length === 0 && chat.state === "settled" && !busy && (
           <section className="hints">
             <p>Ask about anything in Python's standard library. Reload in mid-answer if you like.</p>
             {EXAMPLES.map((each) => (
@@ -67,8 +67,8 @@ export function Chat({ id }) {
             live={busy && message === last && message.role === "assistant"}
           />
         ))}
-        {chat.error && !busy && <p className="error" role="alert">The answer ended with an error.</p>}
-        {!busy && last && (
+        {chat.error && !busy && chat.state === "settled" && <p className="error" role="alert">The answer ended with an error.</p>}
+        {!busy && chat.state === "settled" && last && (
           <button type="button" className="again" onClick={() => chat.regenerate()}>
             Regenerate
           </button>

@@ -16,7 +16,7 @@ const transport = new DefaultChatTransport({ api: AGENT });
  */
 export function useSession(id, { onUnsent }) {
   const chat = useChat({ id, transport });
-  const [state, setState] = useState("loading"); // then "online" or "offline"
+  const [state, setState] = useState("looking"); // then "settled" or "offline"
   const latest = useRef();
   latest.current = { chat, onUnsent };
 
@@ -43,7 +43,7 @@ export function useSession(id, { onUnsent }) {
     const session = await request("GET", id, "messages");
     const { chat, onUnsent } = latest.current;
     if (!idle(chat)) return false; // something was sent meanwhile
-    setState("online");
+    setState(session.active ? "looking" : "settled");
     const known = new Set([...session.messages, ...session.pending].map((each) => each.id));
     const last = chat.messages.at(-1);
     if (last?.role === "user" && !known.has(last.id)) onUnsent(last);
@@ -55,6 +55,7 @@ export function useSession(id, { onUnsent }) {
 
   useEffect(() => {
     if (idle(chat)) look();
+    else setState("looking");
   }, [chat.status]);
 
   useEffect(() => {
