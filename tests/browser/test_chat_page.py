@@ -16,6 +16,7 @@ from example_project import documentation
 from tests.browser.conftest import Browse
 from tests.gateway.serving import Gateway, running
 from tests.servers import ValkeyProcess
+from tests.servers.children import end
 from tests.workers import BROKER_DB, RESULT_DB, ROOT, Worker, worker
 
 SITE = ("-m", "uvicorn", "example_project.chat_site:app", "--timeout-graceful-shutdown", "1")
@@ -150,3 +151,20 @@ def test_a_killed_worker_process_leaves_one_complete_answer(
     expect_whole_answer_once(page)
     page.reload()
     expect_whole_answer_once(page)
+
+
+def test_a_gateway_restart_in_mid_answer_is_waited_for(
+    valkey: ValkeyProcess, built: Path, answering: Worker, browse: Browse
+) -> None:
+    """The page says that it reconnects, then goes on with the answer by itself."""
+    watched = browse()
+    watched.expected = ("net::ERR_", "status of 5")
+    with serving(valkey, built) as first:
+        port = first.port
+        page = watched.open(f"http://127.0.0.1:{port}/#{uuid.uuid4()}")
+        ask(page)
+        end(first.process)
+        expect(page.get_by_text("Reconnecting…")).to_be_visible()
+    with serving(valkey, built, port):
+        expect_whole_answer_once(page)
+        page.close()
