@@ -201,7 +201,7 @@ def soft(self: Any, cleanup: int = 10) -> int:
     return accepted
 
 
-@app.task(bind=True, time_limit=1, acks_late=True, default_retry_delay=0)
+@app.task(bind=True, time_limit=2, acks_late=True, default_retry_delay=0)
 def hard(self: Any, retries: int = 0) -> None:
     """Write one chunk, then stay until the hard limit kills the process."""
     self.streams.append("written")

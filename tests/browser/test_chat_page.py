@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +11,12 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from example_project import documentation
+from example_project.chat_site import BUILT
 from tests.browser.conftest import Browse
 from tests.gateway.serving import Gateway, running
 from tests.servers import ValkeyProcess
 from tests.servers.children import end
-from tests.workers import BROKER_DB, RESULT_DB, ROOT, Worker, worker
+from tests.workers import BROKER_DB, RESULT_DB, Worker, worker
 
 SITE = ("-m", "uvicorn", "example_project.chat_site:app", "--timeout-graceful-shutdown", "1")
 #: About four seconds for this answer: long enough for a test to come in between.
@@ -31,18 +30,11 @@ def answered() -> str:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page, built by npm."""
-    if not shutil.which("npm"):
-        pytest.skip("npm is not installed")
-    source, target = ROOT / "example_project" / "chat_page", tmp_path_factory.mktemp("page")
-    install = ("npm", "install", "--no-package-lock", "--no-audit", "--no-fund", "--silent")
-    done = subprocess.run(install, cwd=source, capture_output=True, text=True, timeout=150)
-    if done.returncode:
-        pytest.skip(f"npm install failed: {done.stderr[-300:]}")
-    build = ("npx", "vite", "build", "--outDir", str(target), "--emptyOutDir")
-    subprocess.run(build, cwd=source, check=True, capture_output=True, timeout=60)
-    return target
+def built() -> Path:
+    """The page, which `make test-browser` has built."""
+    if not (BUILT / "index.html").exists():
+        pytest.skip("the chat page is not built: make chat-page")
+    return BUILT
 
 
 def addresses(server: ValkeyProcess) -> dict[str, str]:

@@ -66,7 +66,8 @@ def test_a_chat_agents_parts_become_text(site: Gateway, assistant: Worker, brows
     page = browse().open(f"{site.url}#/sessions/{session}")
     expect(page.locator("#blocks .text")).to_have_count(1)
     assert page.locator("#blocks .text").text_content() == text
-    expect(page.locator("#blocks .row")).to_have_count(4)
+    # The starts of turn, step and text, the ends of text and turn.
+    expect(page.locator("#blocks .row")).to_have_count(5)
     expect(page.get_by_role("tab", name="out")).to_have_attribute("aria-selected", "true")
 
 

@@ -54,7 +54,7 @@ def test_a_drain_that_fails_fails_the_task_and_says_what_is_missing(
     """The error names the stream and counts the chunks; the next task is as good as new."""
     with (
         Proxy(lifecycle_server.port) as proxy,
-        _worker_behind(proxy, lifecycle_server, "cut", drain_timeout=1, retry_timeout=30) as client,
+        _worker_behind(proxy, lifecycle_server, "cut", drain_timeout=3, retry_timeout=30) as client,
     ):
         client.run("count", 1, queue="cut")
         proxy.refuse()

@@ -284,7 +284,7 @@ def test_a_run_that_is_over_does_not_hide_what_its_stream_still_gets(
             writer.append("late")
         return "SUCCESS"
 
-    reader = read(reading, recheck=0.1, timeout=0.3, on_idle=over_at_the_last_moment)
+    reader = read(reading, recheck=0.3, timeout=0.9, on_idle=over_at_the_last_moment)
     assert next(reader) == "late"
     with pytest.raises(ReadTimeout):
         next(reader)
