@@ -255,8 +255,8 @@ def test_tokens_are_renewed_before_they_expire(
     fleet: Callable[..., Fleet], tokens: TokenServer
 ) -> None:
     """By one process for all: nobody is ever refused."""
-    running = fleet(credentials_ttl=4.0, refresh_ahead=0.5)
-    running.start(3, 20, 6.0)
+    running = fleet(credentials_ttl=8.0, refresh_ahead=0.5)
+    running.start(3, 20, 10.0)
     running.result()
     assert not tokens.refused
     assert 2 <= tokens.minted[_NAME] <= 4

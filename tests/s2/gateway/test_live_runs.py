@@ -18,7 +18,7 @@ from tests.gateway.serving import Gateway
 from tests.gateway.test_live_runs import *  # noqa: F403
 from tests.s2.servers import ChunksOnS2, S2Lite
 from tests.servers import ValkeyProcess
-from tests.workers import BROKER_DB, RESULT_DB
+from tests.workers import BROKER_DB, RESULT_DB, Worker
 
 __all__ = ["anyio_backend"]
 
@@ -58,3 +58,19 @@ async def test_chunks_of_a_mebibyte(gateway: Gateway) -> None:  # type: ignore[n
         await asyncio.to_thread(gateway.append, path, value)
         await follower.until(lambda self: len(self.values) == 1, "the chunk")
     assert follower.values == [value]
+
+
+async def test_a_retry_shows_and_the_run_goes_on(  # type: ignore[no-redef]
+    gateway: Gateway, running: Worker, run_id: str
+) -> None:
+    """As on Redis, but for the first STARTED: no chunk says so here, and a recheck may be late."""
+    async with Follower(gateway.port, test_live_runs.path_of(run_id)) as follower:
+        await follower.ready()
+        name = "tests.apps.retrying_app.pausing"
+        await asyncio.to_thread(running.app.send_task, name, (3,), task_id=run_id)
+        await follower.until(lambda self: "RETRY" in self.states, "RETRY")
+        assert not follower.over
+        await follower.ended()
+    assert follower.values == [1, 2]
+    assert follower.states[0] == "PENDING"
+    assert follower.states[-3:] == ["RETRY", "STARTED", "SUCCESS"]
