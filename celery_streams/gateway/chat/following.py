@@ -156,7 +156,9 @@ class SessionFeed:
         try:
             await asyncio.shield(listening)
         except BaseException:
-            self._listening.pop(slot, None)
+            # A client that went away takes nothing from the others who wait for the same.
+            if listening.done() and self._listening.get(slot) is listening:
+                del self._listening[slot]
             self._leave(slot, follower)
             raise
 
