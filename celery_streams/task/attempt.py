@@ -142,7 +142,9 @@ class RunningAttempt:
                 if recorded:
                     self._suspend()
             elif recorded:
-                self._end(state, always=children)
+                # Always: what opens the stream may still be on its way to a store that stalled,
+                # and must find the run over, or nobody but the lease would end it.
+                self._end(state, always=True)
             elif children or not self.identity.first:
                 # Others may have written to this run, or an earlier attempt of it.
                 with suppress(ConfigurationError):  # no store, so nobody has

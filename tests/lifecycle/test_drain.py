@@ -128,3 +128,6 @@ def test_a_dead_store_slows_a_task_to_a_bound_and_takes_bounded_memory(
         run_id, _ = client.run("outlives", 200, 10_000, queue="dead")
         assert len(client.chunks(run_id)) == 200
         assert client.end(run_id) == "SUCCESS"
+        # The stream of the one that failed ends, or there is none: its chunks came to nothing.
+        assert len(list(client.streams.read(result.id, timeout=30))) < 10_000
+        assert client.closed(result.id) in ("FAILURE", None)
