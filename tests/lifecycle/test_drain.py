@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import psutil
 import pytest
+import redis
 
+from celery_streams import Slot
+from celery_streams.redis.layout import Layout
 from tests.lifecycle.client import APP, Client
 from tests.servers import Proxy, ValkeyProcess
+from tests.servers.children import eventually
 from tests.workers import worker
 
 
@@ -131,3 +136,36 @@ def test_a_dead_store_slows_a_task_to_a_bound_and_takes_bounded_memory(
         # The stream of the one that failed ends, or there is none: its chunks came to nothing.
         assert len(list(client.streams.read(result.id, timeout=30))) < 10_000
         assert client.closed(result.id) in ("FAILURE", None)
+
+
+def test_a_stream_whose_opening_arrives_after_its_runs_end_stays_shut(
+    lifecycle_server: ValkeyProcess,
+) -> None:
+    """``initialize`` is on its way while its task fails, and arrives when the end is recorded.
+
+    Held back on one connection and overtaken on another, it must find the run over: or the stream
+    would be open until the lease ends it as LOST.
+    """
+    run_id = uuid.uuid4().hex
+    slot = Slot.run(run_id)
+    live = Layout("cs").live(slot)
+    with (
+        Proxy(lifecycle_server.port) as proxy,
+        _worker_behind(proxy, lifecycle_server, "late", drain_timeout=1, retry_timeout=1) as client,
+        redis.Redis.from_url(lifecycle_server.url) as direct,
+        direct.pubsub(ignore_subscribe_messages=True) as announced,
+    ):
+        announced.ssubscribe(live)
+        opening = proxy.hold(live.encode())
+        result = client.send("count", 3, task_id=run_id, queue="late")
+        assert opening.caught.wait(30)
+        with pytest.raises(Exception, match="3 chunks"):
+            result.get(timeout=30)
+        eventually(lambda: client.streams.runtime.registry.describe(run_id).state, "its end")
+        proxy.release(opening)
+        eventually(
+            lambda: (announced.get_message(timeout=1) or {}).get("data") == b"o",
+            "the arrival of what was held back",
+        )
+        assert client.streams.runtime.registry.describe(run_id).keys == ()
+        assert list(client.streams.read(run_id, timeout=10)) == []

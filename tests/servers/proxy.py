@@ -40,6 +40,16 @@ class _ByteCut:
 
 
 @dataclass(slots=True, eq=False)
+class Held:
+    """Commands that a proxy holds back; see :meth:`Proxy.hold`."""
+
+    marker: bytes
+    #: Set once there is one.
+    caught: threading.Event = field(default_factory=threading.Event)
+    flowing: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(slots=True, eq=False)
 class _Connection:
     client: asyncio.StreamWriter
     server: asyncio.StreamWriter
@@ -79,6 +89,7 @@ class Proxy:
         self._open: set[_Connection] = set()
         self._reply_cuts: list[_ReplyCut] = []
         self._byte_cuts: dict[Direction, list[_ByteCut]] = {"up": [], "down": []}
+        self._holds: list[Held] = []
         self._refusing = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
@@ -132,6 +143,24 @@ class Proxy:
 
         self._do(flow)
 
+    def hold(self, marker: bytes) -> Held:
+        """Hold back what contains ``marker``, and what comes after it on the same connection.
+
+        Until :meth:`release`, even if the client has given up meanwhile. Other connections go on.
+        """
+        held = Held(marker)
+        self._do(lambda: self._holds.append(held))
+        return held
+
+    def release(self, held: Held) -> None:
+        """Let what was held back arrive, and hold nothing any more."""
+
+        def let_go() -> None:
+            self._holds.remove(held)
+            held.flowing.set()
+
+        self._do(let_go)
+
     def refuse(self) -> None:
         """Reset every connection, and each new one as soon as it is made."""
         self._do(lambda: setattr(self, "_refusing", True))
@@ -184,7 +213,7 @@ class Proxy:
         self._server.close()
         for connection in list(self._open):
             self._drop(connection)
-        for event in self._flowing.values():
+        for event in (*self._flowing.values(), *(held.flowing for held in self._holds)):
             event.set()
         self._delay = {"up": 0.0, "down": 0.0}
         if self._tasks:
@@ -237,6 +266,8 @@ class Proxy:
                 if self._delay[direction]:
                     await asyncio.sleep(self._delay[direction])
                 await self._flowing[direction].wait()
+                if direction == "up":
+                    await self._held_back(data)
                 allowed, cut = self._allowed(connection, data, direction)
                 self.bytes[direction] += len(allowed)
                 sink.write(allowed)
@@ -248,6 +279,12 @@ class Proxy:
             self._drop(connection, after=sink)
         except OSError:
             self._drop(connection)
+
+    async def _held_back(self, data: bytes) -> None:
+        for held in list(self._holds):
+            if held.marker in data:
+                held.caught.set()
+                await held.flowing.wait()
 
     def _allowed(
         self, connection: _Connection, data: bytes, direction: Direction
