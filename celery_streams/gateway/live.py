@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from celery_streams.contracts import JSON, Head, Page
@@ -21,7 +21,7 @@ from celery_streams.gateway.problems import Problem
 from celery_streams.gateway.replies import CUT_OFF, WRITE, Receive, Replies, Scope, Send
 from celery_streams.gateway.run_states import run_state
 from celery_streams.gateway.targets import Target
-from celery_streams.gateway.topics import Topic
+from celery_streams.gateway.topics import Topic, look
 from celery_streams.settings import StreamsSettings
 from celery_streams.tokens import Access
 
@@ -61,9 +61,11 @@ class LiveReads:
         """
         if not target.awaited or offset > 0:
             raise StreamNotFound(f"there is no stream {target.path}, or it has expired")
+        awaited = Head(target.slot, 0, content_type=JSON, run_state=run_state)
         ended = await self._hub.over(target.slot)
-        state = ended or run_state
-        return Head(target.slot, 0, closed=ended, content_type=JSON, run_state=state)
+        if ended is None or (await look(self._hub.store, target.slot)).head is not None:
+            return awaited  # in the second case, what was so a moment ago: a short run's stream
+        return replace(awaited, closed=ended, run_state=ended)
 
     async def long_poll(
         self, scope: Scope, receive: Receive, send: Send, position: Position

@@ -184,13 +184,13 @@ class Position:
             )
         return not page.entries and self.closed is None
 
-    def ended_with_run(self, page: Page, state: str | None) -> bool:
+    def ended_with_run(self, state: str | None, *, missing: bool) -> bool:
         """Whether the run is over, and the stream will not say so itself: nothing will come.
 
-        There never was this stream; or its store is not told of runs' ends, and a look at the
-        log since then has brought nothing.
+        There never was this stream (``missing``, as of a look after the run's end); or its store
+        is not told of runs' ends, and a look at the log since then has brought nothing.
         """
-        if state and (page.head is None or (self._ends_with_run and self._looked_again)):
+        if state and (missing or (self._ends_with_run and self._looked_again)):
             self.closed = state
             return True
         return False

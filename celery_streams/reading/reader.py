@@ -189,8 +189,8 @@ def _chunks(store: Store, position: Position, on_idle: OnIdle | None) -> Generat
                         yield chunk
                 position.start_waiting()
             if position.took(page):
-                state = _ended(on_idle)
-                if position.ended_with_run(page, state):
+                state, missing = _ended(store, position.slot, page, on_idle)
+                if position.ended_with_run(state, missing=missing):
                     return
                 position.check_timeout(state)
 
@@ -211,13 +211,21 @@ def _pages(store: Store, position: Position) -> Generator[Page]:
             position.start_again(error)
 
 
-def _ended(on_idle: OnIdle | None) -> str | None:
+def _ended(
+    store: Store, slot: Slot, page: Page, on_idle: OnIdle | None
+) -> tuple[str | None, bool]:
+    """How the run ended, if it is over; and whether there is no stream then.
+
+    The stream is asked for after the run: the page may be older than the stream, and a short
+    run opens it and is over before anybody looks twice.
+    """
     if on_idle is None:
-        return None
+        return None, False
     try:
-        return on_idle()
+        state = on_idle()
+        return state, bool(state) and page.head is None and _head(store, slot) is None
     except StoreUnavailable:
-        return None  # the next look at the log fails, too, and is repeated
+        return None, False  # the next look at the log fails, too, and is repeated
 
 
 def _head(store: Store, slot: Slot) -> Head | None:
@@ -241,8 +249,8 @@ async def _achunks(
                         yield chunk
                 position.start_waiting()
             if position.took(page):
-                state = await _aended(on_idle)
-                if position.ended_with_run(page, state):
+                state, missing = await _aended(store, position.slot, page, on_idle)
+                if position.ended_with_run(state, missing=missing):
                     return
                 position.check_timeout(state)
 
@@ -263,13 +271,17 @@ async def _apages(store: AsyncStore, position: Position) -> AsyncGenerator[Page]
             position.start_again(error)
 
 
-async def _aended(on_idle: AsyncOnIdle | None) -> str | None:
+async def _aended(
+    store: AsyncStore, slot: Slot, page: Page, on_idle: AsyncOnIdle | None
+) -> tuple[str | None, bool]:
+    """See :func:`_ended`."""
     if on_idle is None:
-        return None
+        return None, False
     try:
-        return await on_idle()
+        state = await on_idle()
+        return state, bool(state) and page.head is None and await _ahead(store, slot) is None
     except StoreUnavailable:
-        return None
+        return None, False
 
 
 async def _ahead(store: AsyncStore, slot: Slot) -> Head | None:

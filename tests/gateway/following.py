@@ -153,7 +153,7 @@ class Follower:
 
 
 @contextmanager
-def serving_runs(url: str, **env: str) -> Iterator[Gateway]:
+def serving_runs(url: str, command: tuple[str, ...] = RUNS_APP, **env: str) -> Iterator[Gateway]:
     """A gateway of the app whose workers write, so that it can ask the result backend."""
     database = url.rpartition("/")[0]
     env = {
@@ -162,7 +162,7 @@ def serving_runs(url: str, **env: str) -> Iterator[Gateway]:
         "CELERY_STREAMS_RECHECK_INTERVAL": "0.5",
         **env,
     }
-    with running(url, "--port", "0", "--insecure", command=RUNS_APP, env=env) as gateway:
+    with running(url, "--port", "0", "--insecure", command=command, env=env) as gateway:
         eventually(gateway.answers, "the gateway answers")
         yield gateway
 

@@ -155,6 +155,28 @@ async def test_a_run_that_writes_nothing_ends_its_readers(
             assert (each.values, each.closed, each.states[-1]) == ([], True, "SUCCESS")
 
 
+@pytest.mark.parametrize("live", ["", "&live=long-poll", "&live=sse"])
+async def test_a_run_that_does_it_all_between_two_looks_is_read_whole(
+    store: ValkeyProcess, run_id: str, live: str
+) -> None:
+    """There is no stream; is the run over? It is, by now, and has left a stream to read."""
+    app = ("-m", "celery", "-A", "tests.apps.short_runs_app", "streams", "serve")
+    with serving_runs(store.url, app, **SECRET) as gateway:
+        if live.endswith("sse"):
+            async with Follower(gateway.port, path_of(run_id)) as follower:
+                await follower.ended()
+            assert (follower.values, follower.closed) == ([0, 1, 2], True)
+            return
+        values, offset, closed = [], "-1", False
+        while not closed:
+            answer = await get(gateway, f"{path_of(run_id)}?offset={offset}{live}")
+            assert answer.status in (200, 204)
+            values += answer.document if answer.body else []
+            offset = answer.headers["stream-next-offset"]
+            closed = "stream-closed" in answer.headers
+        assert values == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("task", "args", "state", "values"),
     [

@@ -268,6 +268,26 @@ def test_a_run_that_ended_without_the_stream_ends_the_reader(reading: Backend) -
     assert reader.closed == "SUCCESS"
 
 
+def test_a_run_that_opens_its_stream_and_ends_between_two_looks_is_read_whole(
+    writing: Backend, reading: Backend
+) -> None:
+    """The reader has found no stream, and asks about the run; meanwhile the run does it all.
+
+    "It is over" is news then, and "there is no stream" is not.
+    """
+
+    def all_of_it() -> str:
+        writer = writing.writer()
+        writer.store = unheard(writing)
+        for number in range(3):
+            writer.append(number)
+        writer.close()
+        return "SUCCESS"
+
+    reader = read(reading, recheck=0.05, on_idle=all_of_it)
+    assert list(reader) == [0, 1, 2]
+
+
 def test_a_run_that_is_over_does_not_hide_what_its_stream_still_gets(
     writing: Backend, reading: Backend
 ) -> None:
