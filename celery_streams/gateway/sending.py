@@ -36,8 +36,10 @@ class Sending:
     async def __call__(self, message: Any) -> None:
         """Send a message, as ASGI has it."""
         if message["type"] == "http.response.start":
+            headers = list(message.get("headers", ()))
+            if not self._cycle.keep_alive:  # older versions of uvicorn do not say so
+                message = {**message, "headers": [*headers, (b"connection", b"close")]}
             if not self._chunks:
-                headers = message.get("headers", ())
                 self._endless = all(name.lower() != b"content-length" for name, _ in headers)
                 if self._endless:
                     self._cycle.chunked_encoding = False

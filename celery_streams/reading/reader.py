@@ -211,9 +211,7 @@ def _pages(store: Store, position: Position) -> Generator[Page]:
             position.start_again(error)
 
 
-def _ended(
-    store: Store, slot: Slot, page: Page, on_idle: OnIdle | None
-) -> tuple[str | None, bool]:
+def _ended(store: Store, slot: Slot, page: Page, on_idle: OnIdle | None) -> tuple[str | None, bool]:
     """How the run ended, if it is over; and whether there is no stream then.
 
     The stream is asked for after the run: the page may be older than the stream, and a short
