@@ -59,7 +59,7 @@ $(VENV)/.installed: pyproject.toml
 test: venv redis-server
 	$(BIN)/python -m pytest $(PARALLEL) $(addprefix --ignore=,$(HTTP)) $(ARGS)
 
-test-gateway: venv redis-server
+test-gateway: venv redis-server nodejs
 	$(BIN)/python -m pytest $(PARALLEL) $(HTTP) $(ARGS)
 
 # Playwright only drives the distribution's Chromium; it downloads none. Without the chat page,
@@ -160,13 +160,13 @@ redis-server:
 	     && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server; } \
 	|| echo "redis-server is not installed: the tests on Redis 7 will be skipped"
 
-# Node and npm for the conformance suite. Installed here if that is possible without asking.
+# Node and npm for the conformance suite, the chat page and the transports. Installed here if that is possible without asking.
 nodejs:
 	@command -v npm >/dev/null \
 	|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
 	     && apt-get update -qq \
 	     && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nodejs npm; } \
-	|| echo "npm is not installed: the conformance suite will be skipped"
+	|| echo "npm is not installed: what needs it will be skipped"
 
 # The browser for the page's tests. Installed here if that is possible without asking.
 chromium:

@@ -13,7 +13,9 @@ from pydantic.alias_generators import to_camel
 
 from celery_streams.errors import InvalidChunk
 
-FinishReason = Literal["stop", "length", "content-filter", "tool-calls", "error", "other"]
+FinishReason = Literal[
+    "stop", "length", "content-filter", "tool-calls", "error", "interrupted", "other"
+]
 
 
 class Chunk(BaseModel):
@@ -48,6 +50,7 @@ class TextEnd(_Described):
 
     type: Literal["text-end"] = "text-end"
     id: str
+    citations: list[dict[str, Any]] | None = None
 
 
 class ReasoningStart(_Described):
@@ -84,11 +87,12 @@ class ToolInputStart(_Tool):
 
     type: Literal["tool-input-start"] = "tool-input-start"
     tool_name: str
+    input_encoding: Literal["json", "text"] | None = None
     title: str | None = None
 
 
 class ToolInputDelta(Chunk):
-    """More of a tool call's input, as JSON text."""
+    """More of a tool call's input: JSON text, unless its start says that it is plain text."""
 
     type: Literal["tool-input-delta"] = "tool-input-delta"
     tool_call_id: str
@@ -120,6 +124,9 @@ class ToolApprovalRequest(Chunk):
     type: Literal["tool-approval-request"] = "tool-approval-request"
     approval_id: str
     tool_call_id: str
+    approval_descriptor: Any = None
+    input_schema_input: Any = None
+    reason: str | None = None
     is_automatic: bool | None = None
     signature: str | None = None
 
@@ -181,6 +188,14 @@ class File(_Described):
     type: Literal["file", "reasoning-file"] = "file"
     url: str
     media_type: str
+
+
+class SteeringMessage(Chunk):
+    """A message of the user's that was added to the run while it went on."""
+
+    type: Literal["steering-message"] = "steering-message"
+    id: str
+    parts: list[dict[str, Any]]
 
 
 class Custom(_Described):
@@ -258,8 +273,8 @@ _MODELS: tuple[type[Chunk], ...] = (
     TextStart, TextDelta, TextEnd, ReasoningStart, ReasoningDelta, ReasoningEnd, ToolInputStart,
     ToolInputDelta, ToolInputAvailable, ToolInputError, ToolApprovalRequest,
     ToolApprovalResponse, ToolOutputAvailable, ToolOutputError, ToolOutputDenied, SourceUrl,
-    SourceDocument, Custom, Error, StartStep, FinishStep, ResetStep, Start, Finish, Abort,
-    MessageMetadata,
+    SourceDocument, SteeringMessage, Custom, Error, StartStep, FinishStep, ResetStep, Start,
+    Finish, Abort, MessageMetadata,
 )  # fmt: skip
 
 #: The model of each type; those of ``data-*`` are :class:`Data`.
@@ -295,6 +310,7 @@ AnyChunk = Annotated[
     | Annotated[SourceDocument, Tag("source-document")]
     | Annotated[File, Tag("file")]
     | Annotated[File, Tag("reasoning-file")]
+    | Annotated[SteeringMessage, Tag("steering-message")]
     | Annotated[Custom, Tag("custom")]
     | Annotated[Data, Tag("data-")]
     | Annotated[Error, Tag("error")]
@@ -319,7 +335,8 @@ def parse_chunk(part: Any) -> dict[str, Any]:
         InvalidChunk: the protocol has no such chunk; the message says what is wrong with it.
     """
     if isinstance(part, BaseModel):
-        part = part.model_dump(mode="json", by_alias=True, exclude_none=True)
+        values = part.model_dump(mode="json", by_alias=True)
+        part = {key: each for key, each in values.items() if each is not None or key in _REQUIRED}
     if not isinstance(part, dict):
         raise InvalidChunk(
             f"a part is a dictionary with a type, a model or a string, not {type(part).__name__}"
@@ -348,5 +365,6 @@ def parse_chunk(part: Any) -> dict[str, Any]:
     return {**plain, **(chunk.model_extra or {})}
 
 
-#: Members whose ``null`` is a value.
-_NULLABLE = frozenset({"input", "output", "data"})
+#: Members whose ``null`` is a value: those that a chunk must have, and all.
+_REQUIRED = frozenset({"input", "output", "data"})
+_NULLABLE = _REQUIRED | {"input_schema_input"}

@@ -13,7 +13,20 @@ Part = dict[str, Any]
 
 #: What a finished tool call looks like.
 _DONE = ("output-available", "output-error", "output-denied")
-_TEXTS = {"text": "text", "reasoning": "reasoning"}
+_TEXTS = ("text", "reasoning")
+#: Chunks that are parts, and the members of theirs that a part has.
+_WHOLE = {
+    "source-url": ("type", "sourceId", "url", "title", "providerMetadata"),
+    "source-document": (
+        "type", "sourceId", "mediaType", "title", "filename", "providerMetadata"
+    ),
+    "file": ("type", "mediaType", "url", "providerMetadata"),
+    "reasoning-file": ("type", "mediaType", "url", "providerMetadata"),
+    "custom": ("type", "kind", "providerMetadata"),
+    "steering-message": ("type", "id", "parts"),
+}  # fmt: skip
+#: What merging objects leaves out, as the AI SDK does.
+_NEVER_MERGED = ("__proto__", "constructor", "prototype")
 
 
 class ResponseMessage:
@@ -30,7 +43,11 @@ class ResponseMessage:
         #: Open text and reasoning parts by (kind, id), and their text so far: joined when asked
         #: for, since adding to a long string copies it.
         self._open: dict[tuple[str, str], tuple[Part, list[str]]] = {}
-        self._inputs: dict[str, list[str]] = {}
+        self._inputs: dict[str, list[str]] = {
+            part["toolCallId"]: [part.get("rawInput", "")]
+            for part in self._step()
+            if part.get("state") == "input-streaming"
+        }
 
     def add(self, chunk: Part) -> None:
         """Take one chunk, on the wire's form."""
@@ -42,8 +59,8 @@ class ResponseMessage:
             self._tool(kind, chunk)
         elif kind.startswith("data-"):
             self._data(chunk)
-        elif kind in ("source-url", "source-document", "file", "reasoning-file", "custom"):
-            self._parts.append(dict(chunk))
+        elif kind in _WHOLE:
+            self._parts.append({key: chunk[key] for key in _WHOLE[kind] if key in chunk})
         elif kind == "start-step":
             self._parts.append({"type": "step-start"})
         elif kind == "reset-step":
@@ -87,10 +104,16 @@ class ResponseMessage:
         for part, pieces in self._open.values():
             part["text"] = "".join(pieces)
             pieces[:] = [part["text"]]
-        for call_id, pieces in self._inputs.items():
-            call = self._call(call_id)
-            if call is not None and call["state"] == "input-streaming":
-                call["input"] = _partial("".join(pieces))
+        for call_id in self._inputs:
+            self._join_input(call_id)
+
+    def _join_input(self, call_id: str) -> None:
+        call, pieces = self._call(call_id), self._inputs.get(call_id)
+        if call is not None and pieces and call["state"] == "input-streaming":
+            text = "".join(pieces)
+            pieces[:] = [text]
+            call["rawInput"] = text
+            call["input"] = text if call.get("inputEncoding") == "text" else _partial(text)
 
     def _text(self, kind: str, event: str, chunk: Part) -> None:
         key = (kind, chunk["id"])
@@ -109,6 +132,8 @@ class ResponseMessage:
             part["providerMetadata"] = metadata
         if event == "end":
             part["text"], part["state"] = "".join(pieces), "done"
+            if kind == "text" and chunk.get("citations") is not None:
+                part["citations"] = chunk["citations"]
             del self._open[key]
 
     def _tool(self, kind: str, chunk: Part) -> None:
@@ -117,27 +142,43 @@ class ResponseMessage:
             return
         call_id = chunk["toolCallId"]
         if kind == "tool-input-delta":
-            self._inputs.setdefault(call_id, []).append(chunk["inputTextDelta"])
+            if call_id in self._inputs:
+                self._inputs[call_id].append(chunk["inputTextDelta"])
             return
-        part = self._call(call_id)
+        part = self._called(kind, chunk) if "toolName" in chunk else self._call(call_id)
         if part is None:
-            if "toolName" not in chunk:
-                return
-            part = {"type": f"tool-{chunk['toolName']}", "toolCallId": call_id}
-            if chunk.get("dynamic"):
-                part = {"toolName": chunk["toolName"], **part, "type": "dynamic-tool"}
-            self._parts.append(part)
-        _PROGRESS[kind](part, chunk)
-        for member in ("title", "toolMetadata", "providerExecuted"):
-            if chunk.get(member) is not None:
-                part[member] = chunk[member]
-        if chunk.get("providerMetadata") is not None:
-            done = kind in ("tool-output-available", "tool-output-error", "tool-input-error")
-            part["resultProviderMetadata" if done else "callProviderMetadata"] = chunk[
-                "providerMetadata"
-            ]
-        if kind != "tool-input-start":
+            return
+        if kind == "tool-input-start":
+            self._inputs[call_id] = []
+        else:
+            self._join_input(call_id)
             self._inputs.pop(call_id, None)
+        _PROGRESS[kind](part, chunk)
+
+    def _called(self, kind: str, chunk: Part) -> Part:
+        """The call of a chunk that names its tool: in the current step, or begun with it."""
+        dynamic = bool(chunk.get("dynamic"))
+        for part in self._step():
+            if part.get("toolCallId") != chunk["toolCallId"]:
+                continue
+            if kind == "tool-input-error" or dynamic == (part["type"] == "dynamic-tool"):
+                if part["type"] == "dynamic-tool":
+                    part["toolName"] = chunk["toolName"]
+                else:
+                    part["type"] = f"tool-{chunk['toolName']}"
+                return part
+        part = {"type": f"tool-{chunk['toolName']}", "toolCallId": chunk["toolCallId"]}
+        if dynamic:
+            part = {**part, "type": "dynamic-tool", "toolName": chunk["toolName"]}
+        self._parts.append(part)
+        return part
+
+    def _step(self) -> list[Part]:
+        """The parts of the current step."""
+        for place in reversed(range(len(self._parts))):
+            if self._parts[place]["type"] == "step-start":
+                return self._parts[place + 1 :]
+        return self._parts
 
     def _call(self, call_id: str) -> Part | None:
         for part in reversed(self._parts):
@@ -153,6 +194,11 @@ class ResponseMessage:
                 part["approval"] = {**approval, "approved": chunk["approved"]}
                 if chunk.get("reason") is not None:
                     part["approval"]["reason"] = chunk["reason"]
+                if chunk.get("providerExecuted") is not None:
+                    part["providerExecuted"] = chunk["providerExecuted"]
+                if chunk.get("providerMetadata") is not None:
+                    part["callProviderMetadata"] = chunk["providerMetadata"]
+                return
 
     def _data(self, chunk: Part) -> None:
         if chunk.get("transient"):
@@ -162,7 +208,7 @@ class ResponseMessage:
                 if part["type"] == chunk["type"] and part.get("id") == chunk["id"]:
                     part["data"] = chunk["data"]
                     return
-        self._parts.append({key: value for key, value in chunk.items() if key != "transient"})
+        self._parts.append(dict(chunk))
 
     def _reset(self) -> None:
         self._join()  # what earlier steps have begun stays as it is
@@ -179,40 +225,68 @@ class ResponseMessage:
         self.metadata = metadata
 
 
+def _now(part: Part, chunk: Part, **values: Any) -> None:
+    """What a call is now; of what it was before only what describes it stays."""
+    for member in ("output", "errorText", "rawInput", "inputEncoding", "preliminary"):
+        part.pop(member, None)
+    for key in ("title", "toolMetadata", "providerExecuted"):
+        if chunk.get(key) is not None and (key != "title" or chunk["type"] in _TITLED):
+            part[key] = chunk[key]
+    done = values["state"] in ("output-available", "output-error")
+    if chunk.get("providerMetadata") is not None:
+        part["resultProviderMetadata" if done else "callProviderMetadata"] = chunk[
+            "providerMetadata"
+        ]
+    part.update(values)
+
+
 def _start(part: Part, chunk: Part) -> None:
-    part["state"] = "input-streaming"
+    part.pop("input", None)
+    _now(part, chunk, state="input-streaming")
+    if chunk.get("inputEncoding") is not None:
+        part["inputEncoding"] = chunk["inputEncoding"]
 
 
 def _available(part: Part, chunk: Part) -> None:
-    part.update(state="input-available", input=chunk["input"])
+    _now(part, chunk, state="input-available", input=chunk["input"])
 
 
 def _bad_input(part: Part, chunk: Part) -> None:
-    part.update(state="output-error", errorText=chunk["errorText"])
-    part["input"] = chunk["input"]
+    _now(part, chunk, state="output-error", input=chunk["input"], errorText=chunk["errorText"])
 
 
 def _ask(part: Part, chunk: Part) -> None:
     approval = {"id": chunk["approvalId"]}
-    approval.update({key: chunk[key] for key in ("isAutomatic", "signature") if chunk.get(key)})
+    named = (("descriptor", "approvalDescriptor"), ("requestReason", "reason"))
+    approval.update({key: chunk[its] for key, its in named if chunk.get(its) is not None})
+    if "inputSchemaInput" in chunk:
+        approval["inputSchemaInput"] = chunk["inputSchemaInput"]
+    if chunk.get("isAutomatic"):
+        approval["isAutomatic"] = True
+    if chunk.get("signature") is not None:
+        approval["signature"] = chunk["signature"]
     part.update(state="approval-requested", approval=approval)
 
 
 def _output(part: Part, chunk: Part) -> None:
-    part.update(state="output-available", output=chunk["output"])
-    part.pop("preliminary", None)
-    if chunk.get("preliminary"):
-        part["preliminary"] = True
+    _now(part, chunk, state="output-available", output=chunk["output"])
+    if chunk.get("preliminary") is not None:
+        part["preliminary"] = chunk["preliminary"]
 
 
 def _failure(part: Part, chunk: Part) -> None:
-    part.update(state="output-error", errorText=chunk["errorText"])
+    raw = part.get("rawInput")
+    _now(part, chunk, state="output-error", errorText=chunk["errorText"])
+    if raw is not None:
+        part["rawInput"] = raw
 
 
 def _denial(part: Part, chunk: Part) -> None:
     part["state"] = "output-denied"
 
 
+#: Chunks whose title the AI SDK takes notice of.
+_TITLED = ("tool-input-start", "tool-input-available")
 _PROGRESS = {
     "tool-input-start": _start,
     "tool-input-available": _available,
@@ -234,6 +308,8 @@ def _partial(text: str) -> Any:
 def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     merged = dict(old)
     for key, value in new.items():
+        if key in _NEVER_MERGED:
+            continue
         known = merged.get(key)
         both = isinstance(known, dict) and isinstance(value, dict)
         merged[key] = _merged(known, value) if both else value  # type: ignore[arg-type]

@@ -117,6 +117,18 @@ def _write(chat: Any, word: str) -> None:
             response.text(f"{word} ")
 
 
+@app.task(bind=True, base=ChatAgent, fold_steps=False)
+def scripted(self: Any, session_id: str) -> None:
+    """Write the chunks in the request's ``script``; ``{"gate": "x"}`` waits at the gate x."""
+    for step in self.chat.body["script"]:
+        if "gate" in step:
+            pass_gate(step["gate"], stopped=lambda: self.chat.stopped)
+        elif "raise" in step:
+            raise ValueError(step["raise"])
+        else:
+            self.chat.response.write(step)
+
+
 @app.task(bind=True, base=ChatAgent, raise_on_stop=True)
 def stubborn(self: Any, session_id: str, message: Any) -> None:
     """Write until a write refuses."""

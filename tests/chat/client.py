@@ -180,7 +180,7 @@ def serving_agents(agents: Worker, *arguments: str, **env: str) -> Iterator[Gate
         "TEST_RESULT_BACKEND": agents.result_backend,
         "CELERY_STREAMS_CHAT_AGENTS": (
             "echo=tests.apps.chat_app.echo,stubborn=tests.apps.chat_app.stubborn,"
-            "slow=tests.apps.chat_app.slow"
+            "slow=tests.apps.chat_app.slow,scripted=tests.apps.chat_app.scripted"
         ),
         **agents.env,
         **env,

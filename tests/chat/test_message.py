@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from celery_streams import InvalidChunk
-from celery_streams.chat.chunks import ADAPTER, MODELS, parse_chunk
+from celery_streams.chat.chunks import ADAPTER, MODELS, ToolOutputAvailable, parse_chunk
 from celery_streams.chat.history import asked
 from celery_streams.chat.message import ResponseMessage
 from celery_streams.chat.requests import Request
@@ -46,6 +46,7 @@ CHUNKS: list[dict[str, Any]] = [
     {"type": "file", "url": "u", "mediaType": "image/png"},
     {"type": "reasoning-file", "url": "u", "mediaType": "image/png"},
     {"type": "custom", "kind": "a.b", **PROVIDER},
+    {"type": "steering-message", "id": "u", "parts": [{"type": "text", "text": "wait"}]},
     {"type": "data-x", "id": "1", "data": 1},
     {"type": "data-x", "id": "1", "data": {"n": 2}},
     {"type": "data-x", "data": None},
@@ -78,12 +79,14 @@ PARTS: list[dict[str, Any]] = [
     {"type": "tool-x", "toolCallId": "t4", "state": "output-denied", "input": {},
      "providerExecuted": True,
      "approval": {"id": "a", "signature": "s", "approved": False, "reason": "no"}},
-    {"type": "tool-x", "toolCallId": "t5", "state": "input-streaming", "input": {"q": "par"}},
+    {"type": "tool-x", "toolCallId": "t5", "state": "input-streaming", "input": {"q": "par"},
+     "rawInput": '{"q": "par'},
     {"type": "source-url", "sourceId": "s", "url": "u", "title": "t"},
     {"type": "source-document", "sourceId": "d", "mediaType": "text/plain", "title": "t"},
     {"type": "file", "url": "u", "mediaType": "image/png"},
     {"type": "reasoning-file", "url": "u", "mediaType": "image/png"},
     {"type": "custom", "kind": "a.b", **PROVIDER},
+    {"type": "steering-message", "id": "u", "parts": [{"type": "text", "text": "wait"}]},
     {"type": "data-x", "id": "1", "data": {"n": 2}},
     {"type": "data-x", "data": None},
     {"type": "step-start"},
@@ -123,6 +126,14 @@ def test_what_is_no_chunk_says_why(chunk: Any, message: str) -> None:
     """The member and what is wrong with it; nothing is written."""
     with pytest.raises(InvalidChunk, match=message):
         parse_chunk(chunk)
+
+
+def test_a_model_may_have_a_value_of_none() -> None:
+    """An output, an input and data may be null; what is not set is left out."""
+    chunk = ToolOutputAvailable(tool_call_id="t", output=None)
+    assert parse_chunk(chunk) == {
+        "type": "tool-output-available", "toolCallId": "t", "output": None,
+    }  # fmt: skip
 
 
 def test_members_that_no_model_names_are_kept() -> None:
