@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from celery_streams.errors import ConfigurationError, TokenRejected
 from celery_streams.gateway.problems import Problem
 from celery_streams.settings import ENV_PREFIX, StreamsSettings
 from celery_streams.tokens import UNRESTRICTED, Access, Action, Tokens
+from celery_streams.tokens import scope as make_scope
+from celery_streams.tokens.jwts import MAX_TTL
 
 logger = logging.getLogger("celery_streams.gateway")
 
@@ -90,6 +93,25 @@ class Gate:
             return self._tokens.verify(_token(scope))
         except TokenRejected as error:
             raise _unauthorized("token-rejected", str(error), "invalid_token") from None
+
+    def token_for_url(self, scope: Mapping[str, Any], access: Access, resource: str) -> str | None:
+        """A token for a URL that its client reads ``resource`` by; ``None`` if none is needed.
+
+        It allows nothing else, lasts no longer than the request's own, and counts as that one
+        against the limit of connections. Who checks other issuers' tokens only cannot sign
+        one: then it is the request's own.
+        """
+        if self._tokens is None:
+            return None
+        if not self._tokens.can_mint:
+            return _token(scope)
+        left = max(1.0, access.expires_at - time.time())
+        return self._tokens.mint(
+            [make_scope("read", *resource.split("/"))],
+            min(left, MAX_TTL),
+            subject=access.subject,
+            token_id=access.token_id,
+        )
 
     def require(self, access: Access, action: Action, resource: str) -> None:
         """Let ``action`` on ``resource`` pass if ``access`` allows it.

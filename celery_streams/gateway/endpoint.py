@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from urllib.parse import parse_qsl, quote, unquote
+from collections.abc import Awaitable, Callable
+from urllib.parse import quote, unquote
 
 from celery_streams.contracts import JSON, Head
 from celery_streams.errors import (
@@ -21,7 +21,7 @@ from celery_streams.gateway.live import LiveReads, Position, check_offset
 from celery_streams.gateway.minting import Minting
 from celery_streams.gateway.problems import Problem
 from celery_streams.gateway.replies import Receive, Replies, Scope, Send
-from celery_streams.gateway.requests import parse_creation, parse_post
+from celery_streams.gateway.requests import headers_of, parse_creation, parse_post, query_of
 from celery_streams.gateway.run_states import run_state
 from celery_streams.gateway.targets import STREAM_ROOT, Target, parse_reference, parse_target
 from celery_streams.gateway.topics import look
@@ -114,14 +114,14 @@ class StreamEndpoint:
     async def _get(
         self, scope: Scope, receive: Receive, send: Send, target: Target, access: Access
     ) -> None:
-        query = _query(scope)
+        query = query_of(scope)
         live, offset = query.get("live"), query.get("offset")
         if live is None:
             await self._catch_up(scope, send, target, wire.parse_offset(offset or "-1"))
             return
         if live not in ("sse", "long-poll"):
             raise Problem(400, "invalid-live", "live is 'sse' or 'long-poll'")
-        resumed = _headers(scope).get("last-event-id") if live == "sse" else None
+        resumed = headers_of(scope).get("last-event-id") if live == "sse" else None
         if offset is None and resumed is None:
             raise Problem(400, "missing-offset", "a live read needs an offset")
         told = False
@@ -159,7 +159,7 @@ class StreamEndpoint:
                 if at_tail
                 else "private, max-age=60, stale-while-revalidate=300"
             )
-            if _matches(_headers(scope).get("if-none-match"), etag):
+            if _matches(headers_of(scope).get("if-none-match"), etag):
                 await self._replies.reply(scope, send, 304, headers)
                 return
         payloads = [wire.payload_from(e, offset, head.content_type) for e in page.entries]
@@ -181,7 +181,7 @@ class StreamEndpoint:
 
     async def _put(self, scope: Scope, receive: Receive, send: Send, target: Target) -> None:
         body = await self._body(scope, receive)
-        headers = _headers(scope)
+        headers = headers_of(scope)
         if self._minting is not None and self._minting.asked(headers):
             await self._minting(scope, send, target, headers)
             return
@@ -213,7 +213,7 @@ class StreamEndpoint:
 
     async def _post(self, scope: Scope, receive: Receive, send: Send, target: Target) -> None:
         body = await self._body(scope, receive)
-        post = parse_post(_headers(scope), body, self._settings.max_chunk_bytes)
+        post = parse_post(headers_of(scope), body, self._settings.max_chunk_bytes)
         self._may_close(scope, target, closes=post.close)
         if post.close:
             await self._hub.over(target.slot)  # streams of a run that has ended, end as it did
@@ -290,27 +290,6 @@ def as_problem(error: Exception) -> Problem:
         case BadEpoch():
             return Problem(400, "invalid-epoch", text)
     return Problem(409, "conflict", text)
-
-
-def _headers(scope: Scope) -> Mapping[str, str]:
-    return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-
-
-def _query(scope: Scope) -> dict[str, str]:
-    """The parameters; only unknown ones may be given twice."""
-    parameters: dict[str, str] = {}
-    text = scope.get("query_string", b"").decode("latin-1")
-    try:
-        fields = parse_qsl(text, keep_blank_values=True, max_num_fields=50)
-    except ValueError:
-        raise Problem(400, "bad-query", "the query has too many parameters") from None
-    for name, value in fields:
-        if name in parameters and name in ("offset", "live", "cursor"):
-            raise Problem(400, "duplicate-parameter", f"{name} is given twice")
-        parameters[name] = value
-    if parameters.get("offset") == "":
-        raise Problem(400, "invalid-offset", "offset is empty")
-    return parameters
 
 
 def _etag(head: Head, start: int, end: int, *, at_tail: bool) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from urllib.parse import parse_qsl
 
 from celery_streams.contracts import JSON
 from celery_streams.gateway.problems import Problem
+from celery_streams.gateway.replies import Scope
 from celery_streams.gateway.targets import Target
 from celery_streams.gateway.wire import canonical_type, parse_offset, split_body
 from celery_streams.protocol import ClientProducer, Creation, ForkPoint, Lifetime, Post
@@ -27,6 +29,28 @@ _LONGEST_TTL = 100 * 365 * 86400
 _MAX_TOKEN_BYTES = 256
 
 Headers = Mapping[str, str]
+
+
+def headers_of(scope: Scope) -> Headers:
+    """The headers of a request; of several with one name the last."""
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+
+
+def query_of(scope: Scope) -> dict[str, str]:
+    """The parameters; only unknown ones may be given twice. Raises :class:`Problem` (400)."""
+    parameters: dict[str, str] = {}
+    text = scope.get("query_string", b"").decode("latin-1")
+    try:
+        fields = parse_qsl(text, keep_blank_values=True, max_num_fields=50)
+    except ValueError:
+        raise Problem(400, "bad-query", "the query has too many parameters") from None
+    for name, value in fields:
+        if name in parameters and name in ("offset", "live", "cursor"):
+            raise Problem(400, "duplicate-parameter", f"{name} is given twice")
+        parameters[name] = value
+    if parameters.get("offset") == "":
+        raise Problem(400, "invalid-offset", "offset is empty")
+    return parameters
 
 
 def parse_creation(

@@ -60,8 +60,18 @@ class Tokens:
     def _accepted(self) -> tuple[Key, ...]:
         return accepted_keys(self._settings)  # reads files, which minting does not need
 
+    @property
+    def can_mint(self) -> bool:
+        """Whether there is a secret to sign with."""
+        return self._signing is not None
+
     def mint(
-        self, scopes: Iterable[str], ttl: float = 3600.0, *, subject: str | None = None
+        self,
+        scopes: Iterable[str],
+        ttl: float = 3600.0,
+        *,
+        subject: str | None = None,
+        token_id: str | None = None,
     ) -> str:
         """A token that allows ``scopes`` for ``ttl`` seconds.
 
@@ -69,6 +79,7 @@ class Tokens:
             scopes: for example ``["read:runs/" + run_id]``; the module ``scopes`` has the rest.
             ttl: seconds from now.
             subject: for whom it is (``sub``); not interpreted.
+            token_id: of the token that it stands for, and whose limits it shares.
 
         Raises:
             ConfigurationError: there is no secret, a scope is malformed, there are none or too
@@ -90,7 +101,7 @@ class Tokens:
             "iat": int(now),
             "exp": math.ceil(now + ttl),
             "aud": self._audience,
-            "jti": secrets.token_urlsafe(12),
+            "jti": token_id or secrets.token_urlsafe(12),
             "scope": _claim(scopes),
         }
         if subject is not None:

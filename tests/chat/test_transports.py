@@ -96,7 +96,7 @@ def stage(store: ValkeyProcess, agents: Worker, guarded: Gateway) -> Iterator[di
 
 
 @pytest.mark.timeout(400)  # npm may have to install the packages
-@pytest.mark.parametrize("name", ["schema", "default"])
+@pytest.mark.parametrize("name", ["schema", "default", "durable"])
 def test_an_unmodified_transport_works(packages: Path, stage: dict[str, Any], name: str) -> None:
     """Every test of one of the files in ``tests/chat/node``; none is skipped."""
     done = subprocess.run(

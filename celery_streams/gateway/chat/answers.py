@@ -10,8 +10,10 @@ from pydantic_core import from_json
 from celery_streams.chat.chunks import MODELS
 from celery_streams.chat.turns import SessionState
 from celery_streams.chunks import unframe
-from celery_streams.contracts import JSON
+from celery_streams.contracts import JSON, Entry
+from celery_streams.errors import OffsetGone, StoreUnavailable
 from celery_streams.gateway.chat.following import SessionFeed
+from celery_streams.gateway.live import check_offset
 from celery_streams.slots import Slot
 
 _START = b'{"type":"start",'
@@ -26,19 +28,36 @@ class Answer:
     """Follows one answer: the turn whose response message is ``reply``.
 
     ``offset`` is a position in ``out`` before the turn's first chunk. ``look`` asks for the
-    session's state, and sees to a turn whose worker is lost.
+    session's state, and sees to a turn whose worker is lost. ``given``: an :attr:`end` of
+    before, to go on from.
     """
 
-    def __init__(self, feed: SessionFeed, slot: Slot, reply: str, offset: int, look: Look) -> None:
+    def __init__(
+        self,
+        feed: SessionFeed,
+        slot: Slot,
+        reply: str,
+        offset: int,
+        look: Look,
+        *,
+        given: int = 0,
+    ) -> None:
         self._feed = feed
         self._slot = slot
         self._reply = reply
-        self._offset = offset
+        self._given = given
+        # The chunk before says whether anything follows.
+        self._offset = given - 1 if given else offset
         self._look = look
-        self._begun = False
+        self._begun = given > 0
         self._doubtful = False
         #: The turn has ended, and everything of it was given.
         self.complete = False
+
+    @property
+    def end(self) -> int:
+        """Where in ``out`` the chunks end that were given; 0 before the first."""
+        return max(self._offset, self._given) if self._begun else 0
 
     async def pieces(self) -> AsyncGenerator[list[bytes], None]:
         """The turn's chunks, as they come; an empty list is a sign of life.
@@ -46,7 +65,8 @@ class Answer:
         Raises:
             OffsetGone: the turn was trimmed.
         """
-        while True:
+        moved = not self.complete
+        while moved:
             moved = False
             async with aclosing(self._feed.entries(self._slot, self._offset)) as entries:
                 async for entry in entries:
@@ -57,56 +77,110 @@ class Answer:
                         yield []
                         continue
                     self._doubtful = False
-                    chunks = unframe(entry.payload, JSON)[max(0, self._offset - entry.start) :]
-                    self._offset = entry.end
-                    found, moved = await self._sort(chunks)
-                    if found:
+                    if found := await self._take(entry):
                         yield found
-                    if moved or self.complete:
+                    if self.complete:
+                        return
+                    if moved := self._offset != entry.end:
                         break
-            if not moved:
-                return  # complete, or the gateway drains
 
-    async def _sort(self, chunks: Iterable[bytes]) -> tuple[list[bytes], bool]:
-        """What of these belongs to the answer; and has it moved to another turn?"""
+    async def so_far(self, most: int) -> tuple[list[bytes], bool]:
+        """What there is, about ``most`` bytes of it; and is that all there is now?
+
+        Raises:
+            OffsetGone: the turn was trimmed.
+            Problem: 400; nobody was given so much of it.
+        """
         found: list[bytes] = []
-        for chunk in chunks:
+        size = 0
+        while not self.complete and size < most:
+            page = await self._feed.read(self._slot, self._offset)
+            if self._given and page.head is not None:
+                check_offset(self._given, page.head)
+            for entry in page.entries:
+                found += await self._take(entry)
+                size += len(entry.payload)
+                if not self._goes_on_at(entry.end) or size >= most:
+                    break
+            if page.entries:
+                self._doubtful = False
+            elif await self._is_over():
+                self.complete = True
+            elif not self._doubtful:
+                return found, True
+        return found, self.complete
+
+    def _goes_on_at(self, offset: int) -> bool:
+        return self._offset == offset and not self.complete
+
+    async def _take(self, entry: Entry) -> list[bytes]:
+        """What of an entry belongs to the answer. The position is elsewhere if that is."""
+        found: list[bytes] = []
+        first = max(entry.start, self._offset)
+        chunks = unframe(entry.payload, JSON)[first - entry.start :]
+        for position, chunk in enumerate(chunks, first):
+            self._offset = position + 1
             if not self._begun:
                 if chunk.startswith(_TAKEN) and self._reply in from_json(chunk)["data"]["taken"]:
-                    return found, await self._join_active()
+                    await self._join(position)
+                    break
                 if not chunk.startswith(_START):
                     continue
                 if from_json(chunk).get("messageId") != self._reply:
                     continue
                 self._begun = True
-            if is_for_pages(chunk):
+            if position >= self._given and is_for_pages(chunk):
                 found.append(chunk)
             if chunk.startswith(_ENDS):
                 self.complete = True
                 break
-        return found, False
+        return found
 
-    async def _join_active(self) -> bool:
-        """Another turn answers this message: follow that, from its beginning."""
-        active = (await self._look()).active
-        if active is None:
-            self.complete = True
-            return False
-        self._reply, self._offset = active.reply, active.start
-        return True
+    async def _join(self, position: int) -> None:
+        """Another turn has taken this message: follow the one that has written ``position``.
+
+        It may have ended since, so it is looked for in the log, not in the session's state.
+        """
+        reply, start, ended, reading = None, position, True, 0
+        while reading < position:
+            try:
+                page = await self._feed.read(self._slot, reading)
+            except OffsetGone as gone:
+                reading = gone.first
+                continue
+            if not page.entries:
+                break
+            for entry in page.entries:
+                for place, chunk in enumerate(unframe(entry.payload, JSON), entry.start):
+                    if place >= position:
+                        break
+                    if chunk.startswith(_START):
+                        message_id = from_json(chunk).get("messageId")
+                        if ended or message_id != reply:
+                            reply, start, ended = message_id, place, False
+                    elif chunk.startswith(_ENDS):
+                        ended = True
+                reading = entry.end
+        if reply is not None:
+            self._reply, self._offset = reply, start
 
     async def _is_over(self) -> bool:
-        """Nothing has come for a while: is there anything to wait for?
+        """There is nothing new: is there anything to wait for?
 
         Asked twice: what has ended between the last read and this shows in the next read.
         """
-        state = await self._look()
-        if state.active is not None and state.active.reply == self._reply:
+        try:
+            state = await self._look()
+        except StoreUnavailable:
             return False
-        if any(request.reply == self._reply for request in state.pending):
-            return False
-        doubtful, self._doubtful = self._doubtful, True
-        return doubtful
+        active = state.active
+        waits = any(request.reply == self._reply for request in state.pending)
+        if self._begun:  # a turn that begins later is another one
+            over = active is None or active.start >= self._offset
+        else:
+            over = not waits and (active is None or active.reply != self._reply)
+        doubtful, self._doubtful = self._doubtful, over
+        return over and doubtful
 
 
 def is_for_pages(chunk: bytes) -> bool:

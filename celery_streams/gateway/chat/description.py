@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from celery_streams.gateway.descriptions import (
     BODY_REFUSALS,
+    EVENT_ID,
     NAME,
+    OFFSET,
+    READ,
     TEXT,
+    WHOLE,
     Document,
     answer,
+    header,
     operation,
+    parameter,
     path_item,
     problems,
 )
@@ -38,8 +44,84 @@ _SENT: Document = {
 }
 
 
+_REFERENCE: Document = {
+    "type": "object",
+    "required": ["streamUrl"],
+    "properties": {"streamUrl": TEXT},
+}
+
+
 def paths() -> Document:
     """Sending, resuming, stopping, and the messages."""
+    return {**_default(), **_durable()}
+
+
+def _durable() -> Document:
+    """The same for clients of Durable Streams."""
+    one: dict[str, Document] = {"agent": NAME, "session_id": NAME}
+    referred = (("Location",), "application/json", _REFERENCE)
+    refused = {
+        409: "the session's inbox was closed",
+        415: "it is not JSON",
+        429: "too many messages wait",
+        **_NOBODY,
+        **BODY_REFUSALS,
+    }
+    gone = {
+        404: "there is no such answer, or no chat agent of this name",
+        410: "the answer was trimmed",
+    }
+    named = [
+        parameter("query", "message", {"type": "string", "minLength": 1, "maxLength": 256}),
+        parameter("query", "from", WHOLE),
+        parameter("query", "offset", OFFSET),
+    ]
+    return {
+        "/chat/{agent}/durable": path_item(
+            {"agent": NAME},
+            post=operation(
+                "send a message, and hear where its answer is a Durable Stream",
+                {**answer(201, "there", *referred), **problems(refused)},
+                body={"required": True, "content": {"application/json": {"schema": _SENT}}},
+            ),
+        ),
+        "/chat/{agent}/durable/{session_id}/stream": path_item(
+            one,
+            get=operation(
+                "where the answer of the active turn is a Durable Stream",
+                {
+                    **answer(200, "there", *referred),
+                    **answer(204, "no turn is active"),
+                    **problems(_NOBODY),
+                },
+            ),
+        ),
+        "/chat/{agent}/{session_id}/answer": path_item(
+            one,
+            get=operation(
+                "read an answer, to its present end or live",
+                {
+                    **answer(200, "chunks; as events if live=sse", READ, "*/*"),
+                    **answer(204, "nothing new, or nothing more", READ),
+                    **problems({429: "the token has too many live reads open", **gone}),
+                },
+                parameters=[
+                    *named,
+                    parameter("query", "live", {"type": "string", "enum": ["long-poll", "sse"]}),
+                    parameter("query", "cursor", {"type": "string", "pattern": "^[0-9]{1,12}$"}),
+                    header("Last-Event-ID", EVENT_ID),
+                ],
+            ),
+            head=operation(
+                "where an answer ends",
+                {**answer(200, "it is there", READ), **problems(gone)},
+                parameters=named,
+            ),
+        ),
+    }
+
+
+def _default() -> Document:
     session = "/chat/{agent}/{session_id}"
     stream = answer(200, "the answer, as a UI message stream", (), "text/event-stream")
     one: dict[str, Document] = {"agent": NAME, "session_id": NAME}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from pydantic_core import to_json
 
 from celery_streams.chat.dispatch import publish
 from celery_streams.chat.history import asked, with_taken
-from celery_streams.chat.turns import Dispatch, SessionState, TurnCommands
+from celery_streams.chat.turns import ActiveTurn, Dispatch, SessionState, TurnCommands
 from celery_streams.errors import (
     InvalidName,
     OffsetGone,
@@ -28,6 +28,7 @@ from celery_streams.gateway import wire
 from celery_streams.gateway.auth import ConnectionLimit, Gate
 from celery_streams.gateway.chat.answers import Answer, as_events
 from celery_streams.gateway.chat.bodies import parse_body
+from celery_streams.gateway.chat.durable import AnswerStream, address, parse_reading
 from celery_streams.gateway.chat.following import SessionFeed
 from celery_streams.gateway.limits import ClientGone, content_length, read_body
 from celery_streams.gateway.problems import Problem
@@ -40,6 +41,8 @@ from celery_streams.tokens import Access, resource_of
 logger = logging.getLogger("celery_streams.gateway")
 
 CHAT_ROOT = "/chat/"
+#: Below an agent: the same requests, answered with the address of a Durable Stream.
+_DURABLE = "durable"
 
 #: The end of every complete stream.
 _DONE = b"data: [DONE]\n\n"
@@ -79,6 +82,7 @@ class ChatEndpoint:
         self._replies = replies
         self._settings = settings
         self._limit = ConnectionLimit(settings.gateway_connections_per_token)
+        self._durable = AnswerStream(replies, settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
         """Answer a request for ``path``, relative to the root."""
@@ -87,20 +91,40 @@ class ChatEndpoint:
         task = self._agents.get(agent)
         if task is None:
             raise Problem(404, "no-such-agent", "there is no chat agent of this name here")
+        durable = rest == _DURABLE or (rest.startswith(f"{_DURABLE}/") and rest.count("/") == 2)
+        if durable:
+            rest = rest[len(_DURABLE) + 1 :]
         session_id, _, what = rest.partition("/")
-        match what if rest else "send":
-            case "send":
-                _only(scope, "POST")
-                await self._send(scope, receive, send, access, task)
+        if not rest:
+            _only(scope, "POST")
+            session_id, reply, offset = await self._accept(scope, receive, access, task)
+            if durable:
+                await self._refer(scope, send, 201, access, (agent, session_id, reply, offset))
+            else:
+                await self._stream(scope, receive, send, access, session_id, reply, offset)
+            return
+        session_id = _session(session_id)
+        match what:
             case "stream":
                 _only(scope, "GET")
-                await self._resume(scope, receive, send, access, _session(session_id))
-            case "stop":
-                _only(scope, "POST")
-                await self._stop(scope, send, access, _session(session_id))
-            case "messages":
+                active = await self._active(access, session_id)
+                if active is None:
+                    await self._replies.reply(scope, send, 204, {"cache-control": "no-store"})
+                    return
+                reply, offset = active.reply, active.start
+                if durable:
+                    await self._refer(scope, send, 200, access, (agent, session_id, reply, offset))
+                else:
+                    await self._stream(scope, receive, send, access, session_id, reply, offset)
+            case "answer" if not durable:
                 _only(scope, "GET", "HEAD")
-                await self._messages(scope, send, access, _session(session_id))
+                await self._answer(scope, receive, send, access, session_id)
+            case "stop" if not durable:
+                _only(scope, "POST")
+                await self._stop(scope, send, access, session_id)
+            case "messages" if not durable:
+                _only(scope, "GET", "HEAD")
+                await self._messages(scope, send, access, session_id)
             case _:
                 raise Problem(404, "not-found", "there is nothing at this path")
 
@@ -113,9 +137,10 @@ class ChatEndpoint:
         await self._feed.aclose()
         await self._link.close()
 
-    async def _send(
-        self, scope: Scope, receive: Receive, send: Send, access: Access, task: str
-    ) -> None:
+    async def _accept(
+        self, scope: Scope, receive: Receive, access: Access, task: str
+    ) -> tuple[str, str, int]:
+        """Take a message: its session, the answer's id, and where in ``out`` to look for it."""
         headers = {name.decode("latin-1"): value for name, value in scope["headers"]}
         media = wire.media_type(headers.get("content-type", b"").decode("latin-1"))
         if media != "application/json":
@@ -141,17 +166,45 @@ class ChatEndpoint:
             await self._dispatch(sent.due)
         if sent.lost:
             await self._take_over(session_id)
-        await self._stream(scope, receive, send, access, session_id, sent.reply, sent.offset)
+        return session_id, sent.reply, sent.offset
 
-    async def _resume(
+    async def _active(self, access: Access, session_id: str) -> ActiveTurn | None:
+        self._require(access, "read", Slot.session(session_id, "out"))
+        return (await self._look(session_id)).active
+
+    async def _refer(
+        self,
+        scope: Scope,
+        send: Send,
+        status: int,
+        access: Access,
+        named: tuple[str, str, str, int],
+    ) -> None:
+        """Say where the answer is as a Durable Stream."""
+        agent, session_id, reply, offset = named
+        out = resource_of(Slot.session(session_id, "out"))
+        query = address(reply, offset, self._gate.token_for_url(scope, access, out))
+        path = f"{scope.get('root_path', '')}{CHAT_ROOT}{quote(agent)}/{quote(session_id)}/answer"
+        headers = {"location": f"{path}?{query}"}
+        await self._document(scope, send, status, {"streamUrl": headers["location"]}, headers)
+
+    async def _answer(
         self, scope: Scope, receive: Receive, send: Send, access: Access, session_id: str
     ) -> None:
-        self._require(access, "read", Slot.session(session_id, "out"))
-        active = (await self._look(session_id)).active
-        if active is None:
-            await self._replies.reply(scope, send, 204, {"cache-control": "no-store"})
-            return
-        await self._stream(scope, receive, send, access, session_id, active.reply, active.start)
+        slot = Slot.session(session_id, "out")
+        self._require(access, "read", slot)
+
+        async def look() -> SessionState:
+            return await self._look(session_id)
+
+        def follow(reply: str, start: int, given: int) -> Answer:
+            return Answer(self._feed, slot, reply, start, look, given=given)
+
+        async def watched(answering: Coroutine[Any, Any, None]) -> None:
+            with self._limit.held(access):
+                await _while_there(receive, answering)
+
+        await self._durable.read(scope, send, parse_reading(scope), follow, watched)
 
     async def _stop(self, scope: Scope, send: Send, access: Access, session_id: str) -> None:
         self._require(access, "write", Slot.session(session_id, "in"))
@@ -193,17 +246,7 @@ class ChatEndpoint:
         answer = Answer(self._feed, slot, reply, offset, look)
         with self._limit.held(access):
             await self._replies.start(scope, send, 200, _STREAM_HEADERS)
-            sending = asyncio.create_task(_pass_on(answer, send))
-            watch = asyncio.create_task(_gone(receive))
-            try:
-                await asyncio.wait((sending, watch), return_when=asyncio.FIRST_COMPLETED)
-                if sending.done():
-                    await sending
-            finally:
-                watch.cancel()
-                sending.cancel()
-                with suppress(BaseException):
-                    await sending
+            await _while_there(receive, _pass_on(answer, send))
         with suppress(OSError):
             end = _DONE if answer.complete else b""
             await send({"type": "http.response.body", "body": end, "more_body": False})
@@ -212,7 +255,8 @@ class ChatEndpoint:
         """The session's state; a turn whose worker is lost is sent again."""
         state = await self._link.call(self._commands.look(session_id))
         if state.active is not None and state.active.lost:
-            await self._take_over(session_id)
+            with suppress(Problem):  # whoever looks next tries again
+                await self._take_over(session_id)
         return state
 
     async def _take_over(self, session_id: str) -> None:
@@ -235,8 +279,15 @@ class ChatEndpoint:
         with suppress(StoreUnavailable):  # then it may be sent twice, and answered once
             await self._link.call(self._commands.sent(due))
 
-    async def _document(self, scope: Scope, send: Send, status: int, document: Any) -> None:
-        headers = {"content-type": "application/json", "cache-control": "no-store"}
+    async def _document(
+        self,
+        scope: Scope,
+        send: Send,
+        status: int,
+        document: Any,
+        more: Mapping[str, str] | None = None,
+    ) -> None:
+        headers = {"content-type": "application/json", "cache-control": "no-store", **(more or {})}
         await self._replies.reply(scope, send, status, headers, to_json(document))
 
     def _require(self, access: Access, action: Any, slot: Slot) -> None:
@@ -254,8 +305,23 @@ async def _pass_on(answer: Answer, send: Send) -> None:
                     await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
+async def _while_there(receive: Receive, answering: Coroutine[Any, Any, None]) -> None:
+    """Answer for as long as the client is there. The turn goes on."""
+    sending = asyncio.create_task(answering)
+    watch = asyncio.create_task(_gone(receive))
+    try:
+        await asyncio.wait((sending, watch), return_when=asyncio.FIRST_COMPLETED)
+        if sending.done():
+            await sending
+    finally:
+        watch.cancel()
+        sending.cancel()
+        with suppress(BaseException):
+            await sending
+
+
 async def _gone(receive: Receive) -> None:
-    """Returns when the client has gone. The turn goes on."""
+    """Returns when the client has gone."""
     with suppress(ClientGone):
         while (await receive())["type"] != "http.disconnect":
             pass

@@ -76,7 +76,7 @@ class SessionFeed:
         follower = _Follower(self._buffer)
         await self._join(slot, follower)
         try:
-            page: Page | None = await self._read(slot, offset)
+            page: Page | None = await self.read(slot, offset)
             while not self.draining:
                 for entry in page.entries if page else ():
                     yield entry
@@ -123,7 +123,7 @@ class SessionFeed:
             return False
         return True
 
-    async def _read(self, slot: Slot, offset: int) -> Page:
+    async def read(self, slot: Slot, offset: int) -> Page:
         """The log. Readers that ask for the same at the same time share the answer."""
         reading = self._reading.get((slot, offset))
         if reading is None:
@@ -136,7 +136,7 @@ class SessionFeed:
         if self.draining:
             return None
         try:
-            return await self._read(slot, offset)
+            return await self.read(slot, offset)
         except StoreUnavailable:
             await asyncio.sleep(_PAUSE)
             return None
