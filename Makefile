@@ -8,6 +8,7 @@
 #   make demo-chat    a chat page (React, AI SDK) with an agent behind it (PORT=8080)
 #   make bench        the benchmarks (BENCH_JSON=file writes them as JSON too)
 #   make bench-gateway  the HTTP gateway beside other servers of its protocol (Linux)
+#   make bench-chat   a chat's first chunk beside an endpoint written by hand
 #   make conformance  the Durable Streams conformance suite (npm) against the gateway
 #   make test-browser  the gateway's page in a real Chromium
 #   make s2-lite      install the S2 server of the tests by cargo (minutes, once)
@@ -45,7 +46,7 @@ TYPED = $(sort $(patsubst %/,%,$(dir $(wildcard \
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: all venv test test-gateway test-browser test-s2 bench-s2 s2-lite lint format demo demo-chat chat-page serve bench bench-gateway conformance soak test-oldest redis-server nodejs chromium clean
+.PHONY: all venv test test-gateway test-browser test-s2 bench-s2 s2-lite lint format demo demo-chat chat-page serve bench bench-gateway bench-chat conformance soak test-oldest redis-server nodejs chromium clean
 
 all: lint test test-gateway
 
@@ -129,6 +130,9 @@ benchmarks/gateway/node_modules/.installed: benchmarks/gateway/package.json
 
 bench-gateway: $(BENCH)/.installed benchmarks/gateway/node_modules/.installed
 	$(BENCH)/bin/python -m benchmarks.gateway $(ARGS)
+
+bench-chat: venv
+	$(BIN)/python -m benchmarks.chat $(ARGS)
 
 # Needs Node 20 and npm; its packages go to build/conformance.
 conformance: venv nodejs
