@@ -61,7 +61,8 @@ class Request:
                 "message": self.message,
                 "messageId": self.message_id,
                 "body": self.body,
-            }
+            },
+            inf_nan_mode="null",
         )
         return b"\n".join([*(name.encode() for name in names), content])
 

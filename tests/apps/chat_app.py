@@ -119,7 +119,10 @@ def _write(chat: Any, word: str) -> None:
 
 @app.task(bind=True, base=ChatAgent, fold_steps=False)
 def scripted(self: Any, session_id: str) -> None:
-    """Write the chunks in the request's ``script``; ``{"gate": "x"}`` waits at the gate x."""
+    """Write the chunks in the request's ``script``; ``{"gate": "x"}`` waits at the gate x.
+
+    Then the first of ``repeat`` as often as the second says.
+    """
     for step in self.chat.body["script"]:
         if "gate" in step:
             pass_gate(step["gate"], stopped=lambda: self.chat.stopped)
@@ -127,6 +130,9 @@ def scripted(self: Any, session_id: str) -> None:
             raise ValueError(step["raise"])
         else:
             self.chat.response.write(step)
+    chunk, times = self.chat.body.get("repeat", (None, 0))
+    for _ in range(times):
+        self.chat.response.write(chunk)
 
 
 @app.task(bind=True, base=ChatAgent, raise_on_stop=True)

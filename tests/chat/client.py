@@ -31,6 +31,12 @@ class Stream:
     headers: dict[str, str] = field(default_factory=dict)
     chunks: list[Any] = field(default_factory=list)
     done: bool = False
+    #: The answer was complete when the connection ended; and whether it has ended.
+    clean: bool = False
+    over: bool = False
+    #: Of a Durable Stream: where it goes on, and whether it does.
+    offset: str = "-1"
+    closed: bool = False
     body: bytes = b""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -94,6 +100,24 @@ class Page:
         async with self._request("GET", f"{self.path}/{self.chat}/stream", b"") as stream:
             yield stream
 
+    def refer(self, text: str, **body: Any) -> str:
+        """Send a message, and only hear where its answer will be: a path."""
+        values = {"id": self.chat, "messages": [message(text)], **body}
+        headers = {"content-type": "application/json"}
+        answer = self.gateway.request(
+            "POST", f"{self.path}/durable", json.dumps(values).encode(), headers
+        )
+        assert answer.status == 201, answer
+        assert answer.document == {"streamUrl": answer.headers["location"]}
+        return answer.headers["location"]
+
+    @asynccontextmanager
+    async def following(self, address: str, offset: str = "-1") -> AsyncIterator[Stream]:
+        """Read an answer as a Durable Stream, live, on this page's gateway."""
+        path = f"{address}&live=sse&offset={offset}"
+        async with self._request("GET", path, b"") as stream:
+            yield stream
+
     @asynccontextmanager
     async def _request(self, method: str, path: str, body: bytes) -> AsyncIterator[Stream]:
         stream = Stream()
@@ -126,7 +150,9 @@ async def _read(
             stream.body = await reader.read()
             return
         pending = b""
-        while size := int((await reader.readline()).strip() or b"0", 16):
+        while size := int((await reader.readline()).strip() or b"-1", 16):
+            if size < 0:
+                return
             pending += (await reader.readexactly(size + 2))[:-2]
             *events, pending = pending.split(b"\n\n")
             for event in events:
@@ -134,11 +160,27 @@ async def _read(
                     stream.done = True
                 elif event.startswith(b"data: "):
                     stream.chunks.append(json.loads(event[6:]))
+                elif event.startswith(b"event: "):
+                    _hear(stream, event)
             stream.changed.set()
+        stream.clean = await reader.readline() == b"\r\n"
     except (asyncio.IncompleteReadError, ConnectionError):
         return
     finally:
+        stream.over = True
+        stream.changed.set()
         writer.close()
+
+
+def _hear(stream: Stream, event: bytes) -> None:
+    """An event of a Durable Stream."""
+    kind, data = event.split(b"\n")[:2]
+    value = json.loads(data.removeprefix(b"data:"))
+    if kind == b"event: data":
+        stream.chunks += value
+        return
+    stream.offset = value["streamNextOffset"]
+    stream.closed = stream.done = value.get("streamClosed", False)
 
 
 class Gates:

@@ -24,19 +24,40 @@ def agents(store: ValkeyProcess) -> Iterator[Worker]:
         yield started
 
 
+@pytest.fixture(scope="module")
+def other(agents: Worker) -> Iterator[Gateway]:
+    with serving_agents(agents) as started:
+        yield started
+
+
 async def test_a_turn_whose_whole_worker_is_lost_is_taken_over(
-    page: Page, agents: Worker, gates: Gates, gate: str
+    page: Page, other: Gateway, agents: Worker, gates: Gates, gate: str
 ) -> None:
-    """After its lease it is sent again, because somebody follows it; one complete answer comes."""
-    async with page.sending(f"one gate:{gate} two") as stream:
+    """After its lease it is sent again, once, because somebody follows it, here and at another
+    gateway, also as a Durable Stream; one complete answer comes, the same to all of them."""
+    elsewhere = Page(other, chat=page.chat)
+    address = await asyncio.to_thread(page.refer, f"one gate:{gate} two")
+    async with (
+        page.resuming() as stream,
+        elsewhere.resuming() as second,
+        elsewhere.following(address) as durable,
+        page.following(address) as broken,
+    ):
         await gates.reached(gate)
-        await stream.until(lambda s: s.text)
+        for each in (stream, second, durable, broken):
+            await each.until(lambda s: s.text)
+        before, offset = broken.chunks.copy(), broken.offset
         await asyncio.to_thread(agents.kill)
         await asyncio.to_thread(agents.start)
         await gates.reached(gate)
-        gates.open(gate)
-        await stream.until(lambda s: s.done)
+        async with page.following(address, offset) as resumed:
+            gates.open(gate)
+            for each in (stream, second, durable, resumed):
+                await each.until(lambda s: s.done)
     assert stream.types.count("reset-step") == 1
+    assert stream.chunks == second.chunks == durable.chunks
+    assert durable.closed
+    assert before + resumed.chunks == stream.chunks
     kept = (await page.messages())["messages"]
     assert [each["parts"][-1]["text"] for each in kept] == [f"one gate:{gate} two", "one two "]
 
@@ -54,17 +75,21 @@ async def test_messages_sent_while_no_worker_lives_are_answered_in_order(
     assert second.text.endswith("3 ")
 
 
-async def test_a_gateway_that_shuts_down_ends_streams_without_done(
+async def test_a_gateway_that_shuts_down_breaks_off_streams(
     agents: Worker, gates: Gates, gate: str
 ) -> None:
-    """useChat sees an error then; the next gateway resumes the whole answer."""
+    """useChat sees a lost connection then (it would take a clean end for the answer's); the next
+    gateway resumes the whole answer."""
     with serving_agents(agents) as first:
         page = Page(first, chat=gate)
         async with page.sending(f"one gate:{gate} two") as stream:
             await gates.reached(gate)
             await stream.until(lambda s: s.text)
             await asyncio.to_thread(end, first.process)
+            await stream.until(lambda s: s.over)
         assert not stream.done
+        assert not stream.clean
+        assert "Traceback" not in first.log.text
     with serving_agents(agents) as second:
         page = Page(second, chat=gate)
         async with page.resuming() as stream:

@@ -53,6 +53,8 @@ class Answer:
         self._doubtful = False
         #: The turn has ended, and everything of it was given.
         self.complete = False
+        #: What lies before the turn, or the turn itself, is not there any more.
+        self.trimmed = False
 
     @property
     def end(self) -> int:
@@ -68,21 +70,25 @@ class Answer:
         moved = not self.complete
         while moved:
             moved = False
-            async with aclosing(self._feed.entries(self._slot, self._offset)) as entries:
-                async for entry in entries:
-                    if entry is None:
-                        if await self._is_over():
-                            self.complete = True
+            try:
+                async with aclosing(self._feed.entries(self._slot, self._offset)) as entries:
+                    async for entry in entries:
+                        if entry is None:
+                            if await self._is_over():
+                                self.complete = True
+                                return
+                            yield []
+                            continue
+                        self._doubtful = False
+                        if found := await self._take(entry):
+                            yield found
+                        if self.complete:
                             return
-                        yield []
-                        continue
-                    self._doubtful = False
-                    if found := await self._take(entry):
-                        yield found
-                    if self.complete:
-                        return
-                    if moved := self._offset != entry.end:
-                        break
+                        if moved := self._offset != entry.end:
+                            break
+            except OffsetGone as gone:
+                self._skip_to(gone)
+                moved = True
 
     async def so_far(self, most: int) -> tuple[list[bytes], bool]:
         """What there is, about ``most`` bytes of it; and is that all there is now?
@@ -94,7 +100,11 @@ class Answer:
         found: list[bytes] = []
         size = 0
         while not self.complete and size < most:
-            page = await self._feed.read(self._slot, self._offset)
+            try:
+                page = await self._feed.read(self._slot, self._offset)
+            except OffsetGone as gone:
+                self._skip_to(gone)
+                continue
             if self._given and page.head is not None:
                 check_offset(self._given, page.head)
             for entry in page.entries:
@@ -109,6 +119,12 @@ class Answer:
             elif not self._doubtful:
                 return found, True
         return found, self.complete
+
+    def _skip_to(self, gone: OffsetGone) -> None:
+        """Other turns were trimmed, while this message waited; or was its own?"""
+        if self._begun:
+            raise gone
+        self._offset, self.trimmed = gone.first, True
 
     def _goes_on_at(self, offset: int) -> bool:
         return self._offset == offset and not self.complete

@@ -7,7 +7,8 @@ from typing import Any
 from pydantic_core import from_json
 
 from celery_streams.chat.requests import Message, Request, new_id
-from celery_streams.errors import InvalidName
+from celery_streams.chunks import encode_json
+from celery_streams.errors import InvalidChunk, InvalidName
 from celery_streams.gateway.problems import Problem
 from celery_streams.slots import check_name
 
@@ -24,7 +25,7 @@ def parse_body(body: bytes, agent: str) -> tuple[str, Request]:
         Problem: 400; it says what is wrong.
     """
     try:
-        values = from_json(body)
+        values = from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise _bad(f"the body is not valid JSON: {error}") from None
     if not isinstance(values, dict):
@@ -53,6 +54,10 @@ def parse_body(body: bytes, agent: str) -> tuple[str, Request]:
         {name: value for name, value in values.items() if name not in _OURS},
         message["id"] if message and continued and trigger == "submit-message" else new_id(),
     )
+    try:
+        encode_json([request.message, request.body])
+    except InvalidChunk as error:  # 1e999 is JSON, and infinity to whoever reads it
+        raise _bad(str(error)) from None
     return session_id, request
 
 

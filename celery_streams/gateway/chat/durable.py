@@ -107,6 +107,8 @@ class AnswerStream:
         if skip:
             chunks = []
         if answer.complete and not answer.end:
+            if answer.trimmed:
+                raise Problem(410, "offset-gone", "the answer is gone: the last turns are kept")
             raise Problem(404, "not-found", "there is no such answer here, or it has expired")
         if reading.live is None or scope["method"] == "HEAD":
             await self._reply(scope, send, answer, chunks, at_tail=at_tail)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Mapping
-from contextlib import aclosing, suppress
+from contextlib import aclosing, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -16,7 +16,7 @@ from pydantic_core import to_json
 
 from celery_streams.chat.dispatch import publish
 from celery_streams.chat.history import asked, with_taken
-from celery_streams.chat.turns import ActiveTurn, Dispatch, SessionState, TurnCommands
+from celery_streams.chat.turns import Dispatch, SessionState, TurnCommands
 from celery_streams.errors import (
     InvalidName,
     OffsetGone,
@@ -32,7 +32,7 @@ from celery_streams.gateway.chat.durable import AnswerStream, address, parse_rea
 from celery_streams.gateway.chat.following import SessionFeed
 from celery_streams.gateway.limits import ClientGone, content_length, read_body
 from celery_streams.gateway.problems import Problem
-from celery_streams.gateway.replies import Receive, Replies, Scope, Send
+from celery_streams.gateway.replies import CUT_OFF, Receive, Replies, Scope, Send
 from celery_streams.redis.client import AsyncRedisLink
 from celery_streams.settings import StreamsSettings
 from celery_streams.slots import Slot
@@ -67,6 +67,18 @@ class Parts:
     feed: SessionFeed
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """One request. ``durable``: it wants to be told where the answer is a Durable Stream."""
+
+    scope: Scope
+    receive: Receive
+    send: Send
+    access: Access
+    agent: str
+    durable: bool
+
+
 class ChatEndpoint:
     """Answers requests below ``/chat/``."""
 
@@ -94,39 +106,54 @@ class ChatEndpoint:
         durable = rest == _DURABLE or (rest.startswith(f"{_DURABLE}/") and rest.count("/") == 2)
         if durable:
             rest = rest[len(_DURABLE) + 1 :]
-        session_id, _, what = rest.partition("/")
+        asked = _Asked(scope, receive, send, access, agent, durable)
         if not rest:
             _only(scope, "POST")
-            session_id, reply, offset = await self._accept(scope, receive, access, task)
-            if durable:
-                await self._refer(scope, send, 201, access, (agent, session_id, reply, offset))
-            else:
-                await self._stream(scope, receive, send, access, session_id, reply, offset)
+            await self._send(asked, task)
+        else:
+            await self._in_session(asked, rest)
+
+    async def _send(self, asked: _Asked, task: str) -> None:
+        scope, receive, access = asked.scope, asked.receive, asked.access
+        if asked.durable:
+            accepted = await self._accept(scope, receive, access, task)
+            await self._refer(asked, 201, *accepted)
             return
-        session_id = _session(session_id)
+        with self._limit.held(access):  # before the message is taken, not after
+            accepted = await self._accept(scope, receive, access, task)
+            await self._stream(asked, *accepted)
+
+    async def _in_session(self, asked: _Asked, path: str) -> None:
+        scope, send, access = asked.scope, asked.send, asked.access
+        name, _, what = path.partition("/")
+        session_id = _session(name)
         match what:
             case "stream":
                 _only(scope, "GET")
-                active = await self._active(access, session_id)
-                if active is None:
-                    await self._replies.reply(scope, send, 204, {"cache-control": "no-store"})
-                    return
-                reply, offset = active.reply, active.start
-                if durable:
-                    await self._refer(scope, send, 200, access, (agent, session_id, reply, offset))
-                else:
-                    await self._stream(scope, receive, send, access, session_id, reply, offset)
-            case "answer" if not durable:
+                await self._resume(asked, session_id)
+            case "answer" if not asked.durable:
                 _only(scope, "GET", "HEAD")
-                await self._answer(scope, receive, send, access, session_id)
-            case "stop" if not durable:
+                await self._answer(asked, session_id)
+            case "stop" if not asked.durable:
                 _only(scope, "POST")
                 await self._stop(scope, send, access, session_id)
-            case "messages" if not durable:
+            case "messages" if not asked.durable:
                 _only(scope, "GET", "HEAD")
                 await self._messages(scope, send, access, session_id)
             case _:
                 raise Problem(404, "not-found", "there is nothing at this path")
+
+    async def _resume(self, asked: _Asked, session_id: str) -> None:
+        self._require(asked.access, "read", Slot.session(session_id, "out"))
+        active = (await self._look(session_id)).active
+        if active is None:
+            nothing = {"cache-control": "no-store"}
+            await self._replies.reply(asked.scope, asked.send, 204, nothing)
+        elif asked.durable:
+            await self._refer(asked, 200, session_id, active.reply, active.start)
+        else:
+            with self._limit.held(asked.access):
+                await self._stream(asked, session_id, active.reply, active.start)
 
     def drain(self) -> None:
         """End what is being streamed."""
@@ -168,31 +195,21 @@ class ChatEndpoint:
             await self._take_over(session_id)
         return session_id, sent.reply, sent.offset
 
-    async def _active(self, access: Access, session_id: str) -> ActiveTurn | None:
-        self._require(access, "read", Slot.session(session_id, "out"))
-        return (await self._look(session_id)).active
-
     async def _refer(
-        self,
-        scope: Scope,
-        send: Send,
-        status: int,
-        access: Access,
-        named: tuple[str, str, str, int],
+        self, asked: _Asked, status: int, session_id: str, reply: str, offset: int
     ) -> None:
         """Say where the answer is as a Durable Stream."""
-        agent, session_id, reply, offset = named
+        scope, agent = asked.scope, asked.agent
         out = resource_of(Slot.session(session_id, "out"))
-        query = address(reply, offset, self._gate.token_for_url(scope, access, out))
+        query = address(reply, offset, self._gate.token_for_url(scope, asked.access, out))
         path = f"{scope.get('root_path', '')}{CHAT_ROOT}{quote(agent)}/{quote(session_id)}/answer"
-        headers = {"location": f"{path}?{query}"}
-        await self._document(scope, send, status, {"streamUrl": headers["location"]}, headers)
+        location = {"location": f"{path}?{query}"}
+        document = {"streamUrl": location["location"]}
+        await self._document(scope, asked.send, status, document, location)
 
-    async def _answer(
-        self, scope: Scope, receive: Receive, send: Send, access: Access, session_id: str
-    ) -> None:
+    async def _answer(self, asked: _Asked, session_id: str) -> None:
         slot = Slot.session(session_id, "out")
-        self._require(access, "read", slot)
+        self._require(asked.access, "read", slot)
 
         async def look() -> SessionState:
             return await self._look(session_id)
@@ -201,10 +218,11 @@ class ChatEndpoint:
             return Answer(self._feed, slot, reply, start, look, given=given)
 
         async def watched(answering: Coroutine[Any, Any, None]) -> None:
-            with self._limit.held(access):
-                await _while_there(receive, answering)
+            await _while_there(asked.receive, answering)
 
-        await self._durable.read(scope, send, parse_reading(scope), follow, watched)
+        reading = parse_reading(asked.scope)
+        with self._limit.held(asked.access) if reading.live else nullcontext():
+            await self._durable.read(asked.scope, asked.send, reading, follow, watched)
 
     async def _stop(self, scope: Scope, send: Send, access: Access, session_id: str) -> None:
         self._require(access, "write", Slot.session(session_id, "in"))
@@ -227,29 +245,23 @@ class ChatEndpoint:
         }
         await self._document(scope, send, 200, document)
 
-    async def _stream(
-        self,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-        access: Access,
-        session_id: str,
-        reply: str,
-        offset: int,
-    ) -> None:
-        """The UI message stream of one answer."""
+    async def _stream(self, asked: _Asked, session_id: str, reply: str, offset: int) -> None:
+        """The UI message stream of one answer. One that breaks off breaks the connection: the
+        AI SDK takes any other end for the answer's."""
 
         async def look() -> SessionState:
             return await self._look(session_id)
 
         slot = Slot.session(session_id, "out")
         answer = Answer(self._feed, slot, reply, offset, look)
-        with self._limit.held(access):
-            await self._replies.start(scope, send, 200, _STREAM_HEADERS)
-            await _while_there(receive, _pass_on(answer, send))
-        with suppress(OSError):
-            end = _DONE if answer.complete else b""
-            await send({"type": "http.response.body", "body": end, "more_body": False})
+        scope, send = asked.scope, asked.send
+        await self._replies.start(scope, send, 200, _STREAM_HEADERS)
+        await _while_there(asked.receive, _pass_on(answer, send))
+        if answer.complete:
+            with suppress(OSError):
+                await send({"type": "http.response.body", "body": _DONE, "more_body": False})
+        elif cut_off := scope.get(CUT_OFF):
+            cut_off()
 
     async def _look(self, session_id: str) -> SessionState:
         """The session's state; a turn whose worker is lost is sent again."""
@@ -288,7 +300,9 @@ class ChatEndpoint:
         more: Mapping[str, str] | None = None,
     ) -> None:
         headers = {"content-type": "application/json", "cache-control": "no-store", **(more or {})}
-        await self._replies.reply(scope, send, status, headers, to_json(document))
+        # What load_messages, or a caller of send(), has put there may hold NaN.
+        body = to_json(document, inf_nan_mode="null")
+        await self._replies.reply(scope, send, status, headers, body)
 
     def _require(self, access: Access, action: Any, slot: Slot) -> None:
         if not access.allows(action, resource_of(slot)):

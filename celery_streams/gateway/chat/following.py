@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
+from itertools import count
 
 from celery_streams.contracts import Entry, Page
 from celery_streams.errors import StoreUnavailable
@@ -53,7 +54,10 @@ class SessionFeed:
         self._followers: dict[Slot, set[_Follower]] = {}
         self._listening: dict[Slot, asyncio.Task[None]] = {}
         self._ignoring: set[asyncio.Task[None]] = set()
-        self._reading: dict[tuple[Slot, int], asyncio.Task[Page]] = {}
+        self._reading: dict[tuple[Slot, int, int], asyncio.Task[Page]] = {}
+        #: Changes with everything that is heard of a session.
+        self._versions: dict[Slot, int] = {}
+        self._counter = count()
         self._recheck = settings.recheck_interval
         self._buffer = settings.gateway_subscriber_buffer
         self.draining = False
@@ -76,7 +80,7 @@ class SessionFeed:
         follower = _Follower(self._buffer)
         await self._join(slot, follower)
         try:
-            page: Page | None = await self.read(slot, offset)
+            page: Page | None = await self._read(slot, offset)
             while not self.draining:
                 for entry in page.entries if page else ():
                     yield entry
@@ -124,19 +128,28 @@ class SessionFeed:
         return True
 
     async def read(self, slot: Slot, offset: int) -> Page:
-        """The log. Readers that ask for the same at the same time share the answer."""
-        reading = self._reading.get((slot, offset))
+        """The log from ``offset`` on, as it is now. Raises OffsetGone, StoreUnavailable."""
+        return await self._store.read(slot, offset)
+
+    async def _read(self, slot: Slot, offset: int) -> Page:
+        """The log. Readers that ask for the same at the same time share the answer.
+
+        But not one that was asked for before something was heard: who has come since has not
+        heard it, and would not find it there.
+        """
+        key = (slot, offset, self._versions.get(slot, -1))
+        reading = self._reading.get(key)
         if reading is None:
             reading = asyncio.create_task(self._store.read(slot, offset))
-            self._reading[slot, offset] = reading
-            reading.add_done_callback(lambda _: self._reading.pop((slot, offset), None))
+            self._reading[key] = reading
+            reading.add_done_callback(lambda _: self._reading.pop(key, None))
         return await asyncio.shield(reading)
 
     async def _read_again(self, slot: Slot, offset: int) -> Page | None:
         if self.draining:
             return None
         try:
-            return await self.read(slot, offset)
+            return await self._read(slot, offset)
         except StoreUnavailable:
             await asyncio.sleep(_PAUSE)
             return None
@@ -144,10 +157,13 @@ class SessionFeed:
     async def _join(self, slot: Slot, follower: _Follower) -> None:
         followers = self._followers.setdefault(slot, set())
         followers.add(follower)
+        self._versions.setdefault(slot, next(self._counter))
         listening = self._listening.get(slot)
         if listening is None:
 
             def deliver(event: LiveEvent) -> None:
+                if slot in self._versions:
+                    self._versions[slot] = next(self._counter)
                 for each in self._followers.get(slot, ()):
                     each.hear(event)
 
@@ -168,6 +184,7 @@ class SessionFeed:
         if followers:
             return
         self._followers.pop(slot, None)
+        self._versions.pop(slot, None)
         if self._listening.pop(slot, None) is not None:
             task = asyncio.create_task(self._ignore(slot))
             self._ignoring.add(task)
