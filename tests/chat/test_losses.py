@@ -10,9 +10,9 @@ import pytest
 from tests.chat.client import Gates, Page, serving_agents
 from tests.chat.conftest import APP, SETTINGS
 from tests.gateway.serving import Gateway
-from tests.servers import ValkeyProcess
+from tests.servers import Proxy, ValkeyProcess
 from tests.servers.children import end
-from tests.workers import Worker, worker
+from tests.workers import BROKER_DB, Worker, worker
 
 pytestmark = pytest.mark.anyio
 
@@ -60,6 +60,34 @@ async def test_a_turn_whose_whole_worker_is_lost_is_taken_over(
     assert before + resumed.chunks == stream.chunks
     kept = (await page.messages())["messages"]
     assert [each["parts"][-1]["text"] for each in kept] == [f"one gate:{gate} two", "one two "]
+
+
+async def test_a_broker_that_is_away_while_a_lost_turn_is_followed_delays_it(
+    page: Page, agents: Worker, store: ValkeyProcess, gates: Gates, gate: str
+) -> None:
+    """The turn cannot be sent again yet; who follows it waits, and has one answer in the end."""
+    async with page.sending(f"one gate:{gate} two"):  # another gateway's, which is gone then
+        await gates.reached(gate)
+    with Proxy(store.port) as broker:
+        away = f"redis://127.0.0.1:{broker.port}/{BROKER_DB}"
+        with serving_agents(agents, TEST_BROKER_URL=away) as gateway:
+            broker.refuse()
+            broker.cut()
+            waiting = Page(gateway, chat=page.chat)
+            address = await asyncio.to_thread(page.refer, "two")
+            async with waiting.resuming() as stream, waiting.following(address) as second:
+                await stream.until(lambda s: s.text)
+                await asyncio.to_thread(agents.kill)
+                await asyncio.to_thread(gateway.log.wait_for, "could not send the turn")
+                await asyncio.to_thread(agents.start)
+                broker.accept()
+                await gates.reached(gate)
+                gates.open(gate)
+                await stream.until(lambda s: s.done)
+                await second.until(lambda s: s.closed)
+            assert "Traceback" not in gateway.log.text
+    assert stream.types.count("reset-step") == 1
+    assert second.text == "two "
 
 
 async def test_messages_sent_while_no_worker_lives_are_answered_in_order(
