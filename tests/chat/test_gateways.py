@@ -173,6 +173,45 @@ async def test_an_answer_that_was_trimmed_is_gone(page: Page) -> None:
         assert b"turn-5" in kept.body
 
 
+async def test_an_answer_that_waited_behind_a_large_one_is_read_at_once(
+    page: Page, gates: Gates, gate: str
+) -> None:
+    """Its address leads past the other's chunks, more than one read brings; a large answer comes
+    in several reads, each of which gets on."""
+    page.agent = "scripted"
+    part = uuid.uuid4().hex
+    repeat = [{"type": "text-delta", "id": part, "delta": "x" * 65536}, 100]
+    script = [{"gate": gate}, {"type": "text-start", "id": part}]
+    large = await asyncio.to_thread(page.refer, "go", script=script, repeat=repeat)
+    await gates.reached(gate)
+    page.agent = "echo"
+    small = await asyncio.to_thread(page.refer, "small")
+    gates.open(gate)
+    async with page.following(small) as stream:
+        await stream.until(lambda s: s.closed)
+    assert stream.text == "small "
+    answer = await asyncio.to_thread(page.gateway.request, "GET", small)
+    assert answer.document == stream.chunks
+    for live in ("", "&live=long-poll"):
+        await read_in_parts(page, f"{large}{live}")
+
+
+async def read_in_parts(page: Page, address: str) -> None:
+    offset, reads, chunks = "-1", 0, []
+    while True:
+        answer = await asyncio.to_thread(page.gateway.request, "GET", f"{address}&offset={offset}")
+        chunks += answer.document
+        reads += 1
+        if "stream-up-to-date" in answer.headers:
+            break
+        assert answer.headers["stream-next-offset"] > offset
+        offset = answer.headers["stream-next-offset"]
+    assert answer.headers["stream-closed"] == "true"
+    assert sum(len(chunk.get("delta", "")) for chunk in chunks) == 100 * 65536
+    assert chunks[-1] == {"type": "finish"}
+    assert reads > 1
+
+
 async def test_a_reader_that_takes_nothing_costs_little_and_delays_nobody(
     page: Page, other: Gateway, gates: Gates, gate: str
 ) -> None:

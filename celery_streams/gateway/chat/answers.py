@@ -108,8 +108,9 @@ class Answer:
             if self._given and page.head is not None:
                 check_offset(self._given, page.head)
             for entry in page.entries:
-                found += await self._take(entry)
-                size += len(entry.payload)
+                taken = await self._take(entry)
+                found += taken
+                size += sum(map(len, taken))
                 if not self._goes_on_at(entry.end) or size >= most:
                     break
             if page.entries:

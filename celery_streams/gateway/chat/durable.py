@@ -118,7 +118,7 @@ class AnswerStream:
                 return
             await watched(self._events(scope, send, reading, answer, chunks, at_tail))
         else:
-            await watched(self._poll(scope, send, reading, answer, chunks))
+            await watched(self._poll(scope, send, reading, answer, chunks, at_tail))
 
     async def _reply(
         self,
@@ -146,9 +146,16 @@ class AnswerStream:
         await self._replies.reply(scope, send, status, headers, body)
 
     async def _poll(
-        self, scope: Scope, send: Send, reading: Reading, answer: Answer, chunks: list[bytes]
+        self,
+        scope: Scope,
+        send: Send,
+        reading: Reading,
+        answer: Answer,
+        chunks: list[bytes],
+        at_tail: bool,
     ) -> None:
         if not chunks and not answer.complete:
+            at_tail = True
             with suppress(TimeoutError, OffsetGone):
                 async with (
                     asyncio.timeout(self._settings.gateway_long_poll_timeout),
@@ -159,7 +166,7 @@ class AnswerStream:
                             break
         await self._reply(
             scope, send, answer, chunks,
-            at_tail=True, status=200 if chunks else 204, cursor=wire.cursor(reading.cursor),
+            at_tail=at_tail, status=200 if chunks else 204, cursor=wire.cursor(reading.cursor),
         )  # fmt: skip
 
     async def _events(
