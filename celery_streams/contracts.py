@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
@@ -217,6 +217,32 @@ class Append:
     batch: Batch
     producer: Producer
     credentials: Credentials
+
+
+#: Told what has become of appends, each by its place among those that were submitted together.
+Answer = Callable[[Sequence[tuple[int, Appended | Exception]]], None]
+
+
+@runtime_checkable
+class PipelinedStore(Store, Protocol):
+    """A store that takes a producer's next batch before it has answered for the last one.
+
+    Optional: it is for stores whose round trips are long. Others need only :class:`Store`.
+    """
+
+    #: Batches of one producer that may be under way at once.
+    max_in_flight: int
+
+    def submit(self, appends: Sequence[Append], answer: Answer) -> None:
+        """Take appends, without waiting for anything; ``answer`` is called from any thread.
+
+        Each append is answered for exactly once, and those of one producer in the order in which
+        they were submitted. When one has failed, so have those of its producer that were
+        submitted before ``answer`` was told of it: none of them may be applied without it. They
+        are submitted again, from the first that failed on, and those that were applied after all
+        are answered as duplicates.
+        """
+        ...
 
 
 @runtime_checkable

@@ -13,7 +13,15 @@ from importlib.resources import files
 from typing import TypeVar, cast
 
 from celery_streams.back_ends import BackEnds
-from celery_streams.contracts import JSON, AsyncStore, Attempt, Authority, Producer, Store
+from celery_streams.contracts import (
+    JSON,
+    AsyncStore,
+    Attempt,
+    Authority,
+    PipelinedStore,
+    Producer,
+    Store,
+)
 from celery_streams.credentials.authority import RedisAuthority
 from celery_streams.credentials.cache import CredentialCache
 from celery_streams.errors import ConfigurationError, StreamError
@@ -105,6 +113,7 @@ class Runtime:
             tick=self._keep_alive,
             tick_interval=min(settings.orphan_timeout / 3, 10.0),
         )
+        self._depth = self.store.max_in_flight if isinstance(self.store, PipelinedStore) else 1
         self._channels: weakref.WeakSet[Channel] = weakref.WeakSet()
         self._async_stores: weakref.WeakKeyDictionary[
             asyncio.AbstractEventLoop, AsyncRedisStore
@@ -112,7 +121,9 @@ class Runtime:
 
     def open_channel(self, slot: Slot, producer: Producer, content_type: str = JSON) -> Channel:
         """A new way into ``slot`` for one producer."""
-        channel = Channel(slot, producer, content_type, self.settings, self.flusher.schedule)
+        channel = Channel(
+            slot, producer, content_type, self.settings, self.flusher.schedule, self._depth
+        )
         self._channels.add(channel)
         return channel
 

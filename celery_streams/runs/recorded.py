@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
 from celery_streams.contracts import (
+    Answer,
     Append,
     Appended,
     Attempt,
@@ -14,6 +15,7 @@ from celery_streams.contracts import (
     Credentials,
     Head,
     Page,
+    PipelinedStore,
     Producer,
     Store,
 )
@@ -38,6 +40,9 @@ class RecordedStore:
 
     def __init__(self, store: Store, registry: RunRegistry) -> None:
         self._store = store
+        self._pipelined = store if isinstance(store, PipelinedStore) else None
+        #: See :class:`~celery_streams.contracts.PipelinedStore`.
+        self.max_in_flight = self._pipelined.max_in_flight if self._pipelined else 1
         self._registry = registry
         self._recorded: OrderedDict[str, None] = OrderedDict()
         self._lock = threading.Lock()
@@ -53,18 +58,29 @@ class RecordedStore:
 
     def append_many(self, appends: Sequence[Append]) -> list[Appended | Exception]:
         """See :meth:`celery_streams.contracts.Store.append_many`."""
-        refused = self._record(appends)
-        answers: dict[int, Appended | Exception] = {}
-        allowed: list[int] = []
-        for place, each in enumerate(appends):
-            if _is_own(each) and (error := refused.get(each.producer.attempt.attempt_id)):
-                answers[place] = error
-            else:
-                allowed.append(place)
+        allowed, answers = self._judged(appends)
         if allowed:
             stored = self._store.append_many([appends[place] for place in allowed])
             answers.update(zip(allowed, stored, strict=True))
         return [answers[place] for place in range(len(appends))]
+
+    def submit(self, appends: Sequence[Append], answer: Answer) -> None:
+        """See :meth:`celery_streams.contracts.PipelinedStore.submit`.
+
+        Waits for the round trip of an attempt that is new here, and for the answers of a store
+        that is not pipelined.
+        """
+        if self._pipelined is None:
+            answer(list(enumerate(self.append_many(appends))))
+            return
+        allowed, answers = self._judged(appends)
+        if answers:
+            answer(list(answers.items()))
+        if allowed:
+            self._pipelined.submit(
+                [appends[place] for place in allowed],
+                lambda results: answer([(allowed[at], result) for at, result in results]),
+            )
 
     def read(self, slot: Slot, offset: int, *, limit: int = 1000) -> Page:
         """See :meth:`celery_streams.contracts.Store.read`."""
@@ -85,6 +101,20 @@ class RecordedStore:
     def delete(self, slot: Slot) -> bool:
         """See :meth:`celery_streams.contracts.Store.delete`."""
         return self._store.delete(slot)
+
+    def _judged(
+        self, appends: Sequence[Append]
+    ) -> tuple[list[int], dict[int, Appended | Exception]]:
+        """The places of appends that may be sent, and what the others are refused with."""
+        refused = self._record(appends)
+        answers: dict[int, Appended | Exception] = {}
+        allowed: list[int] = []
+        for place, each in enumerate(appends):
+            if _is_own(each) and (error := refused.get(each.producer.attempt.attempt_id)):
+                answers[place] = error
+            else:
+                allowed.append(place)
+        return allowed, answers
 
     def _record(self, appends: Sequence[Append]) -> dict[str, StreamError]:
         """Record the attempts that are new here; those that may not write, and why."""

@@ -1,9 +1,13 @@
-"""One writer's way into one stream: a bounded buffer, and at most one batch in flight.
+"""One writer's way into one stream: a bounded buffer, and the batches in flight.
 
 Task threads put chunks in; the process's :class:`~celery_streams.writing.flusher.Flusher`
-takes batches out. Nothing is in flight: the next chunk leaves at once. Something is: chunks
-gather and leave together when it is acknowledged. So an idle stream has the latency of one
-round trip, and a hot one batches itself, without a timer.
+takes batches out. Nothing is in flight: the next chunk leaves at once. As much is in flight as
+the store takes at once (one batch, on Redis): chunks gather and leave together when the first is
+acknowledged. So an idle stream has the latency of one round trip, and a hot one batches itself,
+without a timer.
+
+A store whose round trips are long takes several batches. Then the next one leaves without
+waiting for the one before it: as soon as it is full, or :data:`PACE` has passed.
 """
 
 from __future__ import annotations
@@ -11,18 +15,23 @@ from __future__ import annotations
 import copy
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from celery_streams.chunks import frame
-from celery_streams.contracts import Appended, Batch, Producer
+from celery_streams.contracts import Appended, Batch, Credentials, Producer
 from celery_streams.errors import StreamError, WriteTimeout
 from celery_streams.settings import StreamsSettings
 from celery_streams.slots import Slot
 
 #: Chunks one channel holds at most, however small: each costs memory beyond its bytes.
 MOST_PENDING = 200_000
+#: Seconds from one batch to the next while something is in flight, unless it is full. Each batch
+#: costs the process some time, and a hot loop would otherwise send one for every few chunks.
+PACE = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +46,13 @@ class WriteResult:
     count: int
 
 
+class _Flight(NamedTuple):
+    """A batch in flight, and the bytes of its chunks."""
+
+    batch: Batch
+    size: int
+
+
 class Channel:
     """The buffer of one producer on one slot. Thread-safe.
 
@@ -47,6 +63,7 @@ class Channel:
         settings: buffer and batch limits, ``write_timeout``.
         schedule: called (outside the lock) when the channel has something to send and the
             flusher does not know yet.
+        depth: batches that may be in flight at once.
     """
 
     def __init__(
@@ -56,12 +73,18 @@ class Channel:
         content_type: str,
         settings: StreamsSettings,
         schedule: Callable[[Channel], None],
+        depth: int = 1,
     ) -> None:
         self.slot = slot
         self.producer = producer
         self.content_type = content_type
         self.failures = 0  #: consecutive; the flusher's
         self.failing_since = 0.0  #: monotonic seconds; the flusher's
+        self.queued = False  #: whether the flusher has it in one of its places; the flusher's
+        self.unanswered = 0  #: batches whose sending the store has not answered; the flusher's
+        #: What the first batch in flight was refused with, until nothing is unanswered; the
+        #: flusher's.
+        self.refused: tuple[Exception, Credentials] | None = None
         self._limit = settings.buffer_bytes
         self._batch_bytes = settings.batch_bytes
         self._batch_chunks = settings.batch_chunks
@@ -73,9 +96,14 @@ class Channel:
         self._waiters: list[threading.Lock] = []
         self._pending: list[bytes] = []
         self._bytes = 0  # of chunks that are not durable: pending and in flight
-        self._flying: Batch | None = None
+        self._depth = depth
+        # Only the flusher's thread, which nothing interrupts, changes these, all with the lock.
+        self._flying: deque[_Flight] = deque()
         self._flying_bytes = 0
+        self._sent = 0  # of those in flight; the others have to be sent again
+        self._not_before = 0.0  # the earliest time of a batch that is not full
         self._seq = 0
+        self._taken = 0  # chunks that have left the buffer: durable or in flight
         self._durable = 0
         self._end = 0
         self._scheduled = False
@@ -176,40 +204,60 @@ class Channel:
 
     # The flusher's side.
 
-    def take(self) -> Batch | None:
-        """The batch to send: the one in flight again, else a new one; ``None``: nothing to do."""
+    def take(self) -> Batch | float | None:
+        """The batch to send next: one in flight that failed, else a new one.
+
+        A number: none before that time (monotonic seconds). ``None``: nothing to do until
+        something is acknowledged or put.
+        """
         with self._lock:
             if self._error is not None:
                 return None
-            if self._flying is not None:
-                return self._flying
-            if not self._pending:
+            flying = self._flying
+            if self._sent < len(flying):
+                batch = flying[self._sent].batch
+            elif len(flying) >= self._depth:
+                return None
+            elif not self._pending:
                 self._scheduled = False
                 return None
-            chunks = self._cut()
-            self._flying_bytes = sum(map(len, chunks))
-            self._flying = Batch(
-                self._seq, frame(chunks, self.content_type), len(chunks), self.content_type
-            )
-            return self._flying
+            elif flying and not self._full() and time.monotonic() < self._not_before:
+                return self._not_before
+            else:
+                batch = self._next_batch()
+            self._sent += 1
+            self._scheduled = self._more or len(flying) >= self._depth
+            return batch
+
+    @property
+    def ready(self) -> bool:
+        """Whether :meth:`take` has something, now or soon."""
+        with self._lock:
+            return self._error is None and self._more
 
     def acknowledged(self, appended: Appended) -> tuple[int, int, bool]:
-        """The batch in flight is durable; returns its chunks, bytes, and whether more waits."""
+        """The first batch in flight is durable; returns its chunks, bytes, and whether there is
+        something to send."""
         with self._lock:
-            batch, size = self._flying, self._flying_bytes
-            if batch is None:
+            if not self._flying:
                 return 0, 0, False
+            batch, size = self._flying.popleft()
+            self._sent = max(0, self._sent - 1)
             for place in self._awaited:
                 if self._durable <= place < self._durable + batch.count:
                     self._awaited[place] = appended.offset + place - self._durable
-            self._flying = None
-            self._seq += 1
             self._durable += batch.count
-            self._bytes = self._bytes - size if self._pending else 0
+            self._flying_bytes -= size
+            self._bytes = self._bytes - size if self._pending else self._flying_bytes
             self._end = appended.end
-            self._scheduled = bool(self._pending)
+            self._scheduled = self._more
             self._wake_waiters()
             return batch.count, size, self._scheduled
+
+    def send_again(self) -> None:
+        """All that is in flight has to be sent again, from the first on."""
+        with self._lock:
+            self._sent = 0
 
     def fail(self, error: StreamError) -> None:
         """End this writer: whoever waits, and whoever writes from now on, gets ``error``."""
@@ -219,7 +267,7 @@ class Channel:
             self._reported = sum(place >= self._durable for place in self._awaited)
             self._error = error
             self._pending.clear()
-            self._flying = None
+            self._forget_flying()
             self._bytes = 0
             self._wake_waiters()
 
@@ -227,7 +275,8 @@ class Channel:
         """In a forked child: this channel, its buffer and its flusher are the parent's."""
         self._lock = threading.Lock()
         self._waiters = []
-        self._pending, self._flying, self._bytes = [], None, 0
+        self._pending, self._bytes = [], 0
+        self._forget_flying()
         self._lost = 0
         self._error = StreamError(
             f"this writer on {self.slot} was opened before the process was forked, so it is the "
@@ -235,22 +284,52 @@ class Channel:
         )
 
     def _accepted(self) -> int:
-        flying = 0 if self._flying is None else self._flying.count
-        return self._durable + flying + len(self._pending) + self._lost
+        return self._taken + len(self._pending) + self._lost
 
-    def _cut(self) -> list[bytes]:
+    @property
+    def _more(self) -> bool:
+        flying = len(self._flying)
+        return self._sent < flying or bool(self._pending and flying < self._depth)
+
+    def _full(self) -> bool:
+        """Whether what is pending makes a full batch, as far as is known."""
+        return (
+            len(self._pending) >= self._batch_chunks
+            or self._bytes - self._flying_bytes >= self._batch_bytes
+        )
+
+    def _next_batch(self) -> Batch:
+        chunks, size = self._cut()
+        batch = Batch(self._seq, frame(chunks, self.content_type), len(chunks), self.content_type)
+        self._flying.append(_Flight(batch, size))
+        self._flying_bytes += size
+        self._seq += 1
+        self._taken += batch.count
+        if self._depth > 1:
+            self._not_before = time.monotonic() + PACE
+        return batch
+
+    def _cut(self) -> tuple[list[bytes], int]:
+        """The next batch's chunks, and their bytes."""
         pending = self._pending
-        if self._bytes <= self._batch_bytes and len(pending) <= self._batch_chunks:
-            self._pending = []
-            return pending
+        if len(pending) <= self._batch_chunks:
+            size = sum(map(len, pending))
+            if size <= self._batch_bytes or len(pending) == 1:
+                self._pending = []
+                return pending, size
         count = size = 0
         for data in pending[: self._batch_chunks]:
-            size += len(data)
-            if count and size > self._batch_bytes:
+            if count and size + len(data) > self._batch_bytes:
                 break
+            size += len(data)
             count += 1
         self._pending = pending[count:]
-        return pending[:count]
+        return pending[:count], size
+
+    def _forget_flying(self) -> None:
+        self._flying.clear()
+        self._flying_bytes = self._sent = 0
+        self._taken = self._durable
 
     def _new_waiter(self) -> threading.Lock:
         """A locked lock that the next change releases. Called with the lock held."""

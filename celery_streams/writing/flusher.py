@@ -8,9 +8,10 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
-from celery_streams.contracts import Append, Appended, Credentials, Store
+from celery_streams.contracts import Append, Appended, Credentials, PipelinedStore, Store
 from celery_streams.credentials.cache import CredentialCache
 from celery_streams.errors import CredentialsRejected, StreamFenced
 from celery_streams.settings import StreamsSettings
@@ -20,6 +21,9 @@ from celery_streams.writing.policy import Action, decide, final
 
 logger = logging.getLogger("celery_streams.writing")
 
+#: A batch that was sent: whose, how, and what the store says of it.
+Report = tuple[Channel, Append, "Appended | Exception"]
+
 #: Channels sent in one round trip, and threads that may wait for credentials at once.
 MAX_CHANNELS = 64
 MAX_ACQUIRING = 16
@@ -28,10 +32,13 @@ MAX_ACQUIRING = 16
 class Flusher:
     """Sends what the channels of this process hold, in turn, many in one round trip.
 
-    A channel is in exactly one place: idle, ready, waiting for credentials, or resting after a
-    failure. Each ready channel gets one batch a round, so a hot stream cannot starve a quiet
-    one. Credentials a slot does not have yet are obtained in a thread of their own, because an
-    authority may be slow and other streams must not wait for it.
+    A channel is in exactly one place: idle, ready, waiting for credentials, or resting (after a
+    failure, or between two batches in flight). Each ready channel gets one batch a round, so a
+    hot stream cannot starve a quiet one. Credentials a slot does not have yet are obtained in a
+    thread of their own, because an authority may be slow and other streams must not wait for it.
+
+    A :class:`~celery_streams.contracts.PipelinedStore` is handed the batches and answers later;
+    from any other store the thread waits for the answers.
 
     The thread is a daemon started at first use, and belongs to the process that started it.
 
@@ -54,6 +61,7 @@ class Flusher:
         tick_interval: float,
     ) -> None:
         self._store = store
+        self._pipelined = store if isinstance(store, PipelinedStore) else None
         self._cache = cache
         self._deadline = settings.retry_timeout
         self._stats = stats
@@ -67,6 +75,7 @@ class Flusher:
         self._ready: deque[Channel] = deque()
         self._resting: list[tuple[float, int, Channel]] = []
         self._cold: deque[Channel] = deque()
+        self._reports: deque[Report] = deque()
         self._acquiring = 0
         self._order = itertools.count()
         self._running = False
@@ -74,7 +83,8 @@ class Flusher:
     def schedule(self, channel: Channel) -> None:
         """The channel has something to send."""
         with self._lock:
-            self._ready.append(channel)
+            if not channel.queued:
+                self._enqueue(channel)
             self._start_or_wake()
 
     def keep_ticking(self) -> None:
@@ -83,6 +93,11 @@ class Flusher:
             if self._next_tick is None:
                 self._next_tick = time.monotonic() + self._tick_interval
                 self._start_or_wake()
+
+    def _enqueue(self, channel: Channel) -> None:
+        # In this order: interrupted in between, it is there twice, which does no harm.
+        self._ready.append(channel)
+        channel.queued = True
 
     def _start_or_wake(self) -> None:
         if self._running:
@@ -94,19 +109,23 @@ class Flusher:
     def _run(self) -> None:
         with self._lock:
             if self._running:
-                return  # one flusher a process: only so is one batch a channel in flight
+                return  # one flusher a process: only so is each batch sent by one
             self._running = True
         while True:
             try:
                 self._maybe_tick()
-                self._send(self._next_round())
+                channels = self._next_round()
+                self._take_reports()
+                self._send(channels)
             except Exception:
                 # A bug must not silence every stream of the process for good.
                 logger.exception("unexpected failure in the flusher; it goes on")
                 time.sleep(0.1)
 
     def _next_round(self) -> list[Channel]:
-        """Wait until somebody is ready (or a tick is due); at most ``MAX_CHANNELS`` of them."""
+        """Wait until somebody is ready, has an answer or a tick is due; at most
+        ``MAX_CHANNELS`` that are ready.
+        """
         with self._lock:
             while True:
                 now = time.monotonic()
@@ -114,11 +133,14 @@ class Flusher:
                     self._ready.append(heapq.heappop(self._resting)[2])
                 if self._ready:
                     count = min(len(self._ready), MAX_CHANNELS)
-                    return [self._ready.popleft() for _ in range(count)]
+                    channels = [self._ready.popleft() for _ in range(count)]
+                    for channel in channels:
+                        channel.queued = False
+                    return channels
                 due = [moment for moment in (self._next_tick,) if moment is not None]
                 if self._resting:
                     due.append(self._resting[0][0])
-                if due and min(due) <= now:
+                if self._reports or (due and min(due) <= now):
                     return []
                 self._wake.wait(min(due) - now if due else None)
 
@@ -136,9 +158,12 @@ class Flusher:
     def _send(self, channels: list[Channel]) -> None:
         sending: list[Channel] = []
         appends: list[Append] = []
-        for channel in dict.fromkeys(channels):  # flush() may have scheduled one twice
+        for channel in dict.fromkeys(channels):
+            if channel.refused is not None:
+                continue  # until all that is in flight has been answered
             if self._cache.peek(channel.slot) is None:
-                self._obtain_credentials(channel)
+                if not channel.unanswered:
+                    self._obtain_credentials(channel)
                 continue
             try:
                 credentials = self._cache.get(channel.slot)  # a hit; refreshes ahead of expiry
@@ -146,20 +171,73 @@ class Flusher:
                 self._failed(channel, error, None)
                 continue
             batch = channel.take()
-            if batch is not None:
+            if isinstance(batch, float):
+                self._rest(channel, batch)
+            elif batch is not None:
                 sending.append(channel)
                 appends.append(Append(channel.slot, batch, channel.producer, credentials))
         if not appends:
+            return
+        for channel in sending:
+            channel.unanswered += 1
+        if self._pipelined is not None:
+            self._hand_over(self._pipelined, sending, appends)
             return
         try:
             results = self._store.append_many(appends)
         except Exception as error:
             results = [error] * len(appends)
-        for channel, append, result in zip(sending, appends, results, strict=True):
+        for report in zip(sending, appends, results, strict=True):
+            self._reported(*report)
+
+    def _hand_over(
+        self, store: PipelinedStore, channels: list[Channel], appends: list[Append]
+    ) -> None:
+        """Let the store send them, and those who have more have their turn again."""
+        try:
+            store.submit(appends, partial(self._answered, channels, appends))
+        except Exception as error:
+            for channel, append in zip(channels, appends, strict=True):
+                self._reported(channel, append, error)
+            return
+        more = [channel for channel in channels if channel.ready]
+        with self._lock:
+            for channel in more:
+                if not channel.queued:
+                    self._enqueue(channel)
+
+    def _answered(
+        self,
+        channels: list[Channel],
+        appends: list[Append],
+        results: Sequence[tuple[int, Appended | Exception]],
+    ) -> None:
+        """The store's answers, by the place of each append; on a thread of the store's."""
+        with self._lock:
+            self._reports.extend(
+                (channels[place], appends[place], result) for place, result in results
+            )
+            self._wake.notify()
+
+    def _take_reports(self) -> None:
+        while self._reports:
+            self._reported(*self._reports.popleft())
+
+    def _reported(self, channel: Channel, append: Append, result: Appended | Exception) -> None:
+        """What has become of a batch. After one that failed, those behind it are to be sent
+        again whatever is said of them, once nothing is under way any more.
+        """
+        channel.unanswered -= 1
+        if channel.refused is None:
             if isinstance(result, Appended):
                 self._succeeded(channel, result)
-            else:
-                self._failed(channel, result, append.credentials)
+                return
+            channel.refused = result, append.credentials
+        if channel.unanswered == 0:
+            error, used = channel.refused
+            channel.refused = None
+            channel.send_again()
+            self._failed(channel, error, used)
 
     def _succeeded(self, channel: Channel, appended: Appended) -> None:
         channel.failures = 0
@@ -167,7 +245,8 @@ class Flusher:
         self._stats.add(appends=1, chunks=chunks, bytes=size)
         if more:
             with self._lock:
-                self._ready.append(channel)
+                if not channel.queued:
+                    self._enqueue(channel)
 
     def _failed(self, channel: Channel, error: Exception, used: Credentials | None) -> None:
         now = time.monotonic()
@@ -188,8 +267,12 @@ class Flusher:
         if channel.failures in (2, 8):  # the first is as a rule a connection gone stale
             level = logging.INFO if isinstance(error, CredentialsRejected) else logging.WARNING
             logger.log(level, "sending to %s again after: %s", channel.slot, error)
+        self._rest(channel, now + decision.pause)
+
+    def _rest(self, channel: Channel, until: float) -> None:
         with self._lock:
-            heapq.heappush(self._resting, (now + decision.pause, next(self._order), channel))
+            heapq.heappush(self._resting, (until, next(self._order), channel))
+            channel.queued = True
             self._wake.notify()
 
     def _evict(self, credentials: Credentials) -> None:
@@ -201,6 +284,7 @@ class Flusher:
     def _obtain_credentials(self, channel: Channel) -> None:
         with self._lock:
             self._cold.append(channel)
+            channel.queued = True
             if self._acquiring >= MAX_ACQUIRING:
                 return
             self._acquiring += 1
@@ -224,4 +308,6 @@ class Flusher:
             except Exception as error:
                 self._failed(channel, error, None)
             else:
-                self.schedule(channel)
+                with self._lock:
+                    self._enqueue(channel)
+                    self._wake.notify()

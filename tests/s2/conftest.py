@@ -18,8 +18,10 @@ from celery_streams.stores.s2.asynchronous import AsyncS2Store
 from celery_streams.stores.s2.authority import S2Authority
 from celery_streams.stores.s2.store import S2Store
 from tests.conftest import SettingsFor
+from tests.s2.fleet import Fleet
 from tests.s2.servers import S2Lite
 from tests.s2.tokens import TokenServer
+from tests.servers import ValkeyProcess
 from tests.stores.contract.backend import SLOT, Backend, LoopStore, chunks_of
 
 Connect = Callable[..., "S2Backend"]
@@ -140,3 +142,10 @@ def connect(place: Place, kind: str, settings_for: SettingsFor) -> Iterator[Conn
 def backend(connect: Connect) -> S2Backend:
     """A store with the default settings."""
     return connect()
+
+
+@pytest.fixture
+def fleet(valkey: ValkeyProcess, tokens: TokenServer) -> Callable[..., Fleet]:
+    """``fleet(**settings)``: processes that write to one stream; their runs are on a Valkey."""
+    valkey.flush()
+    return lambda **options: Fleet(valkey, tokens.url(), **options)

@@ -17,12 +17,18 @@ import h2.settings
 
 @dataclass(slots=True)
 class Request:
-    """A request, with its whole body."""
+    """A request, with its whole body; or, of a session, with the pieces as they come."""
 
     method: str
     path: str
     headers: dict[str, str]
     body: bytes = b""
+    pieces: asyncio.Queue[bytes | None] | None = None
+
+    @property
+    def is_session(self) -> bool:
+        """Whether its body is answered while it still comes."""
+        return self.method == "POST" and self.headers.get("content-type", "").startswith("s2s/")
 
 
 @dataclass(slots=True)
@@ -77,19 +83,33 @@ class Connection:
                 headers = {str(name): str(value) for name, value in event.headers}
                 request = Request(headers[":method"], headers[":path"], headers)
                 self._requests[event.stream_id] = request
+                if request.is_session:
+                    request.pieces = asyncio.Queue()
+                    self._start(event.stream_id, request)
             case h2.events.DataReceived():
-                self._requests[event.stream_id].body += event.data
+                request = self._requests[event.stream_id]
+                if request.pieces is None:
+                    request.body += event.data
+                else:
+                    request.pieces.put_nowait(event.data)
                 self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
             case h2.events.StreamEnded():
                 request = self._requests.pop(event.stream_id)
-                task = asyncio.create_task(self._answer(event.stream_id, request))
-                self._tasks[event.stream_id] = task
-                task.add_done_callback(lambda _, key=event.stream_id: self._tasks.pop(key, None))
+                if request.pieces is None:
+                    self._start(event.stream_id, request)
+                else:
+                    request.pieces.put_nowait(None)
             case h2.events.StreamReset():
+                self._requests.pop(event.stream_id, None)
                 if reset := self._tasks.get(event.stream_id):
                     reset.cancel()
             case h2.events.WindowUpdated() | h2.events.RemoteSettingsChanged():
                 self._window.set()
+
+    def _start(self, stream_id: int, request: Request) -> None:
+        task = asyncio.create_task(self._answer(stream_id, request))
+        self._tasks[stream_id] = task
+        task.add_done_callback(lambda _: self._tasks.pop(stream_id, None))
 
     async def _answer(self, stream_id: int, request: Request) -> None:
         with suppress(OSError, h2.exceptions.ProtocolError):
@@ -106,6 +126,9 @@ class Connection:
                 try:
                     async for piece in answer.body:
                         await self._send(stream_id, piece)
+                except ConnectionAbortedError:
+                    self.cut()
+                    return
                 except Exception:
                     self._h2.reset_stream(stream_id, h2.errors.ErrorCodes.INTERNAL_ERROR)
                     self._flush()

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -18,11 +14,9 @@ from celery_streams.stores.s2.address import S2Address, parse_s2_address, stream
 from celery_streams.stores.s2.authority import S2Authority
 from tests.conftest import SettingsFor
 from tests.s2.conftest import Connect, S2Backend
-from tests.s2.member import RUN, connected
+from tests.s2.fleet import Fleet, all_there
 from tests.s2.servers import BASIN
 from tests.s2.tokens import ACCOUNT, TokenServer
-from tests.servers import ValkeyProcess
-from tests.servers.children import spawn
 from tests.stores.contract.backend import SLOT
 
 _NAME = stream_name("cs", SLOT)
@@ -167,56 +161,6 @@ def test_a_wrong_basin_is_a_setting_that_is_wrong(
 # -- the fleet ------------------------------------------------------------------------------
 
 
-class Fleet:
-    """Processes that write to one stream, through the real cache on a real Valkey."""
-
-    def __init__(self, valkey: ValkeyProcess, tokens: TokenServer, **options: Any) -> None:
-        self.valkey, self.tokens, self.options = valkey, tokens, options
-        self.members: list[subprocess.Popen[bytes]] = []
-
-    def start(self, count: int, chunks: int, seconds: float) -> None:
-        """All write at the same moment."""
-        for name in range(count):
-            command = [sys.executable, "-m", "tests.s2.member", self.valkey.url, self.tokens.url()]
-            command += [str(name), str(chunks), str(seconds), json.dumps(self.options)]
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-            self.members.append(spawn(command, **pipes))
-        for member in self.members:
-            assert member.stdout is not None
-            assert member.stdout.readline() == b"ready\n"
-        for member in self.members:
-            assert member.stdin is not None
-            member.stdin.write(b"\n")
-            member.stdin.flush()
-
-    def result(self) -> list[Any]:
-        """What the members said, once all are done."""
-        said = [member.communicate(timeout=90)[0] for member in self.members]
-        assert [member.returncode for member in self.members] == [0] * len(said)
-        return [json.loads(each) for each in said]
-
-    def chunks(self) -> list[Any]:
-        """Everything in the stream."""
-        streams = connected(self.valkey.url, self.tokens.url())
-        end = streams.head(RUN).end
-        with streams.read(RUN, timeout=20) as reader:
-            found = [next(reader) for _ in range(end)]
-        streams.close()
-        return found
-
-
-def _all_there(chunks: list[Any], count: int, each: int) -> None:
-    assert len(chunks) == count * each
-    for name in range(count):
-        assert [number for who, number in chunks if who == name] == list(range(each))
-
-
-@pytest.fixture
-def fleet(valkey: ValkeyProcess, tokens: TokenServer) -> Callable[..., Fleet]:
-    valkey.flush()
-    return lambda **options: Fleet(valkey, tokens, **options)
-
-
 @pytest.mark.parametrize("count", [1, 6])
 def test_one_mint_for_all_chunks_of_all_processes(
     fleet: Callable[..., Fleet], tokens: TokenServer, count: int
@@ -227,7 +171,7 @@ def test_one_mint_for_all_chunks_of_all_processes(
     said = running.result()
     assert tokens.minted == {_NAME: 1}
     assert sum(each["initializes"] for each in said) == 1
-    _all_there(running.chunks(), count, 2000)
+    all_there(running.chunks(), count, 2000)
 
 
 @pytest.mark.parametrize("fault", ["revoked", "expired"])
@@ -248,7 +192,7 @@ def test_one_more_mint_when_the_token_ends_in_a_hot_loop(
     running.result()
     assert sum(tokens.refused.values()) >= 1
     assert tokens.minted == {_NAME: 2}
-    _all_there(running.chunks(), 4, 400)
+    all_there(running.chunks(), 4, 400)
 
 
 def test_tokens_are_renewed_before_they_expire(
@@ -260,7 +204,7 @@ def test_tokens_are_renewed_before_they_expire(
     running.result()
     assert not tokens.refused
     assert 2 <= tokens.minted[_NAME] <= 4
-    _all_there(running.chunks(), 3, 20)
+    all_there(running.chunks(), 3, 20)
 
 
 def test_a_throttled_loop_waits_as_long_as_it_is_told(
@@ -280,7 +224,7 @@ def test_a_throttled_loop_waits_as_long_as_it_is_told(
     for name, moment in tokens.throttled_at:
         after = [at for what, at in tokens.asked_at if at > moment and what in ("append", "read")]
         assert min(after) - moment >= 0.65, name
-    _all_there(running.chunks(), 1, 200)
+    all_there(running.chunks(), 1, 200)
 
 
 def test_a_throttled_mint_is_asked_for_again(
@@ -295,7 +239,7 @@ def test_a_throttled_mint_is_asked_for_again(
     assert tokens.minted == {_NAME: 1}
     first, second = [at for what, at in tokens.asked_at if what == "issue-access-token"]
     assert second - first >= 0.45
-    _all_there(running.chunks(), 2, 50)
+    all_there(running.chunks(), 2, 50)
 
 
 def test_a_control_plane_that_is_away_is_unavailable(

@@ -16,7 +16,9 @@ from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import httpx
+from s2_sdk import Compression
 from s2_sdk._generated.s2.v1 import s2_pb2
+from s2_sdk._s2s._protocol import Message, frame_message, read_messages
 
 from tests.s2.http2 import Answer, Connection, Request
 from tests.s2.servers import BASIN, S2Lite
@@ -48,7 +50,8 @@ class Token:
 class TokenServer:
     """Enforces access tokens and forwards the rest; a context manager, usable from sync tests.
 
-    ``minted`` counts mints by stream name; ``requests`` what was asked, by operation.
+    ``minted`` counts mints by stream name; ``requests`` what was asked, by operation, each append
+    of a session for itself.
     """
 
     def __init__(self, target: S2Lite) -> None:
@@ -61,6 +64,10 @@ class TokenServer:
         self._throttled: dict[str, tuple[int, float]] = {}
         self.throttled_at: list[tuple[str, float]] = []
         self._lost: Counter[str] = Counter()
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self.held = 0
+        self.sessions = self.open_sessions = 0
         self.asked_at: list[tuple[str, float]] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -96,12 +103,23 @@ class TokenServer:
         """Let the next requests through, and cut the connection instead of answering."""
         self._lost[operation] += times
 
+    def hold(self) -> None:
+        """Keep the records that come in sessions from now on; ``held`` says how many."""
+        self.held = 0
+        self._loop.call_soon_threadsafe(self._flowing.clear)
+
+    def let_go(self) -> None:
+        """Go on with them, as things are now."""
+        self._loop.call_soon_threadsafe(self._flowing.set)
+
     # -- the server -----------------------------------------------------------------------
 
     async def _handle(self, request: Request) -> Answer:
         path, _, query = request.path.partition("?")
         if path.startswith("/v1/access-tokens"):
             return self._control(request, path, query)
+        if request.is_session:
+            return self._open_session(request, path)
         operations, stream = _meaning(request, path)
         name = min(operations)
         self.requests[name] += 1
@@ -116,6 +134,48 @@ class TokenServer:
             self._lost[name] -= 1
             return Answer(0)
         return answer
+
+    def _open_session(self, request: Request, path: str) -> Answer:
+        refused = self._refusal(request, *_meaning(request, path)) or self._throttle("append")
+        if refused is not None:
+            self.requests["append"] += 1
+            self.refused["append"] += refused.status != 429
+            return refused
+        return Answer(200, {"content-type": "s2s/proto"}, self._session(request))
+
+    async def _session(self, request: Request) -> AsyncIterator[bytes]:
+        """Appends in order, up to the first that is refused; each has its token looked at."""
+        assert request.pieces is not None
+        pieces = request.pieces
+        come: asyncio.Queue[Message | None] = asyncio.Queue()
+
+        async def receive() -> None:
+            async for message in read_messages(_all_of(pieces)):
+                if not self._flowing.is_set():
+                    self.held += len(_decoded(message.body).records)
+                come.put_nowait(message)
+            come.put_nowait(None)
+
+        headers = {**request.headers, "content-type": "application/x-protobuf"}
+        headers["accept"] = "application/x-protobuf"
+        receiving = asyncio.create_task(receive())
+        self.sessions += 1
+        self.open_sessions += 1
+        try:
+            while (message := await come.get()) is not None:
+                await self._flowing.wait()
+                answer = await self._handle(Request("POST", request.path, headers, message.body))
+                assert isinstance(answer.body, bytes)
+                if answer.status == 0:
+                    raise ConnectionAbortedError
+                refused = answer.status != 200
+                said = answer.status.to_bytes(2, "big") + answer.body if refused else answer.body
+                yield frame_message(Message(said, refused, Compression.NONE))
+                if refused:
+                    return
+        finally:
+            receiving.cancel()
+            self.open_sessions -= 1
 
     def _throttle(self, operation: str) -> Answer | None:
         times, pause = self._throttled.get(operation, (0, 0.0))
@@ -254,6 +314,11 @@ class TokenServer:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def _all_of(pieces: asyncio.Queue[bytes | None]) -> AsyncIterator[bytes]:
+    while (piece := await pieces.get()) is not None:
+        yield piece
+
+
 async def _streamed(answer: httpx.Response) -> AsyncIterator[bytes]:
     try:
         async for piece in answer.aiter_raw():
@@ -282,12 +347,16 @@ def _meaning(request: Request, path: str) -> tuple[set[str], str | None]:
     return {"other"}, stream
 
 
-def _commands(body: bytes) -> set[str]:
+def _decoded(body: bytes) -> s2_pb2.AppendInput:
     given = s2_pb2.AppendInput()
     given.ParseFromString(body)
+    return given
+
+
+def _commands(body: bytes) -> set[str]:
     return {
         record.headers[0].value.decode()
-        for record in given.records
+        for record in _decoded(body).records
         if len(record.headers) == 1 and not record.headers[0].name
     }
 

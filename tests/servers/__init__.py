@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from tests.servers.cluster import Cluster
+from tests.servers.distance import Distance
 from tests.servers.process import RedisProcess, ServerProcess, ValkeyProcess, redis7_missing
 from tests.servers.proxy import Proxy
 
 __all__ = [
     "Cluster",
+    "Distance",
     "Proxy",
     "RedisProcess",
     "ServerProcess",

@@ -76,11 +76,13 @@ class Proxy:
 
     Every method has taken effect when it returns. ``up`` is client to server, ``down`` the
     other way. Triggers fire once; each returns an event that is set when it has fired.
-    ``connections`` counts the accepted ones, ``bytes`` what was forwarded.
+    ``connections`` counts the accepted ones, ``bytes`` what was forwarded. ``resp``: what is
+    spoken is Redis's protocol, so that there are commands and replies.
     """
 
-    def __init__(self, target: int, *, host: str = "127.0.0.1") -> None:
+    def __init__(self, target: int, *, host: str = "127.0.0.1", resp: bool = True) -> None:
         self.target = target
+        self._resp = resp
         self.port = 0
         self.connections = 0
         self.bytes: dict[Direction, int] = {"up": 0, "down": 0}
@@ -290,7 +292,9 @@ class Proxy:
         self, connection: _Connection, data: bytes, direction: Direction
     ) -> tuple[bytes, threading.Event | None]:
         """How much of ``data`` passes, and the trigger that cuts after it."""
-        if direction == "up":
+        if not self._resp:
+            pass
+        elif direction == "up":
             self._count_commands(connection, data)
         else:
             data, fired = self._until_doomed(connection, data)

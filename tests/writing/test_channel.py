@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 
 from celery_streams import Slot, StoreUnavailable, StreamFenced, WriteTimeout
 from celery_streams.chunks import encode_json, unframe
-from celery_streams.contracts import JSON, Appended, Attempt, Producer
+from celery_streams.contracts import JSON, Appended, Attempt, Batch, Producer
 from celery_streams.settings import StreamsSettings
 from celery_streams.writing.channel import Channel
 
 SLOT = Slot.run("run")
 
 
-def _channel(**settings: Any) -> tuple[Channel, list[Channel]]:
+def _channel(depth: int = 1, **settings: Any) -> tuple[Channel, list[Channel]]:
     scheduled: list[Channel] = []
     return (
         Channel(
@@ -33,14 +33,20 @@ def _channel(**settings: Any) -> tuple[Channel, list[Channel]]:
             JSON,
             StreamsSettings(**settings),
             scheduled.append,
+            depth,
         ),
         scheduled,
     )
 
 
-def _acknowledge(channel: Channel, at: int) -> int:
+def _take(channel: Channel) -> Batch:
     batch = channel.take()
-    assert batch is not None
+    assert isinstance(batch, Batch)
+    return batch
+
+
+def _acknowledge(channel: Channel, at: int) -> int:
+    batch = _take(channel)
     channel.acknowledged(Appended(at, at + batch.count, 1))
     return batch.count
 
@@ -50,15 +56,15 @@ def test_the_first_chunk_leaves_at_once_and_the_others_while_it_flies_as_one_bat
     channel, scheduled = _channel()
     channel.put(b"0")
     assert scheduled == [channel]
-    first = channel.take()
-    assert first is not None
+    first = _take(channel)
     for number in range(1, 100):
         channel.put(b"%d" % number)
     assert scheduled == [channel]
-    assert channel.take() is first, "the same batch again until it is acknowledged"
+    assert channel.take() is None
+    channel.send_again()
+    assert channel.take() is first, "until it is acknowledged"
     assert channel.acknowledged(Appended(0, 1, 1)) == (1, 1, True)
-    second = channel.take()
-    assert second is not None
+    second = _take(channel)
     assert (second.seq, second.count) == (1, 99)
     assert unframe(second.payload, JSON) == [b"%d" % number for number in range(1, 100)]
     channel.acknowledged(Appended(1, 100, 1))
@@ -80,7 +86,7 @@ def test_batches_keep_order_and_limits(sizes: list[int], batch_bytes: int, chunk
     for data in written:
         channel.put(data)
     sent: list[bytes] = []
-    while (batch := channel.take()) is not None:
+    while isinstance(batch := channel.take(), Batch):
         pieces = unframe(batch.payload, JSON)
         assert len(pieces) == batch.count <= chunks
         assert batch.count == 1 or sum(map(len, pieces)) <= batch_bytes

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from celery_streams.contracts import (
+    Answer,
     Append,
     Appended,
     Attempt,
@@ -69,21 +70,26 @@ class AsyncS2Store:
         return result
 
     async def append_many(self, appends: Sequence[Append]) -> list[Appended | Exception]:
-        """See :meth:`celery_streams.contracts.Store.append_many`. One request a stream, all
-        at the same time."""
-        groups: dict[tuple[Slot, str], list[int]] = {}
+        """See :meth:`celery_streams.contracts.Store.append_many`. All streams at the same time."""
+        loop = asyncio.get_running_loop()
+        results = [loop.create_future() for _ in appends]
+
+        def answer(answers: Sequence[tuple[int, Appended | Exception]]) -> None:
+            for place, result in answers:
+                if not results[place].done():  # nobody has stopped waiting
+                    results[place].set_result(result)
+
+        self.submit(appends, answer)
+        return list(await asyncio.gather(*results))
+
+    def submit(self, appends: Sequence[Append], answer: Answer) -> None:
+        """See :meth:`celery_streams.contracts.PipelinedStore.submit`."""
         for place, append in enumerate(appends):
-            groups.setdefault((append.slot, append.credentials.token), []).append(place)
-        answers = await asyncio.gather(
-            *(
-                self.view(slot).append([appends[place] for place in places], token)
-                for (slot, token), places in groups.items()
-            )
-        )
-        results: dict[int, Appended | Exception] = {}
-        for places, answer in zip(groups.values(), answers, strict=True):
-            results.update(zip(places, answer, strict=True))
-        return [results[place] for place in range(len(appends))]
+
+            def done(result: Appended | Exception, place: int = place) -> None:
+                answer([(place, result)])
+
+            self.view(append.slot).submit(append, done)
 
     async def read(self, slot: Slot, offset: int, *, limit: int = PAGE_LIMIT) -> Page:
         """See :meth:`celery_streams.contracts.Store.read`."""
@@ -150,7 +156,8 @@ class AsyncS2Store:
 
     async def aclose(self) -> None:
         """Close the loop's connections."""
-        self._views.clear()
+        views, self._views = list(self._views.values()), {}
+        await asyncio.gather(*(view.shut() for view in views))
         await self.clients.close()
 
     def view(self, slot: Slot) -> View:
@@ -161,10 +168,11 @@ class AsyncS2Store:
                 slot,
                 lambda token: self.clients.stream(slot, token, retry=False),
                 self._settings.max_chunks,
+                self.clients.received,
             )
         self._views[slot] = view  # the newest come last
         if len(self._views) > _MOST_VIEWS:
-            oldest = next(each for each, its in self._views.items() if not its.lock.locked())
+            oldest = next(each for each, its in self._views.items() if not its.busy)
             del self._views[oldest]
         return view
 
@@ -270,6 +278,7 @@ class AsyncS2Store:
                         records = done.result().records
                     except StopAsyncIteration:
                         raise StreamError(f"S2 ended a read of {slot} that has no end") from None
+                self.clients.received()
                 entries, known = _newer(slot, records, offset, known)
                 if entries:
                     offset = entries[-1].end

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
@@ -29,6 +30,9 @@ _REJECTED = frozenset({401, 403})
 _TRANSIENT = frozenset({408, 409, 429, 500, 502, 503, 504})
 _MISSING = frozenset({"stream_not_found", "stream_deletion_pending"})
 _WRONG_BASIN = frozenset({"basin_not_found", "basin_deletion_pending"})
+
+#: Linux's option that has the kernel acknowledge at once; elsewhere there is none.
+_QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
 
 #: Who replaces sockets, and how to ask whether they have.
 _PATCHERS = {"gevent.monkey": "is_module_patched", "eventlet.patcher": "is_monkey_patched"}
@@ -73,6 +77,24 @@ class Clients:
                 del self._by_token[next(iter(self._by_token))]
             client = self._by_token[token, retry] = self._made(token, retry)
         return client
+
+    def received(self) -> None:
+        """Something has been received: have the kernel say so now.
+
+        A server that does not set ``TCP_NODELAY`` (s2-lite) holds a small piece of an answer back
+        until the one before it is acknowledged, and kernels put that off, for 40 ms, in case there
+        is something to send with it. So chunks would come late wherever answers follow one another.
+        """
+        pool = getattr(getattr(self._first, "_account_client", None), "_pool", None)
+        if _QUICKACK is None or pool is None:
+            return
+        for connections in pool._hosts.values():
+            for each in connections:
+                writer = each._conn._writer
+                if writer is not None and not writer.is_closing():
+                    with suppress(OSError):
+                        raw = writer.get_extra_info("socket")
+                        raw.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
 
     async def close(self) -> None:
         """Close the connections."""

@@ -46,8 +46,11 @@ class S2Feed:
     off goes on at the record where it was, so nothing is missed.
     """
 
-    def __init__(self, control: Feed, resolve: Resolve) -> None:
+    def __init__(
+        self, control: Feed, resolve: Resolve, received: Callable[[], None] = lambda: None
+    ) -> None:
         self._control = control
+        self._received = received
         self._resolve = resolve
         self._listeners: dict[Slot, _Listener] = {}
 
@@ -152,6 +155,7 @@ class S2Feed:
         try:
             with translating(slot):
                 async for batch in session:
+                    self._received()
                     if _deliver(batch.records, listener.deliver):
                         return True
             return False

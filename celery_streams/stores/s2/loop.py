@@ -46,6 +46,17 @@ class LoopThread:
             future.cancel()
             raise
 
+    def call(self, work: Callable[[], object]) -> None:
+        """Have the loop call something, soon.
+
+        Raises:
+            StoreUnavailable: it is being stopped.
+        """
+        try:
+            self._running().call_soon_threadsafe(work)
+        except RuntimeError:
+            raise StoreUnavailable("the connection to S2 was closed meanwhile") from None
+
     def stop(self, closing: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """End the loop, if it runs here, with ``closing`` first; the next use starts another."""
         with self._lock:
@@ -83,5 +94,9 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
     asyncio.set_event_loop(loop)
     try:
         loop.run_forever()
+        if left := asyncio.all_tasks(loop):
+            for task in left:
+                task.cancel()  # and so whoever waits for it is told
+            loop.run_until_complete(asyncio.wait(left, timeout=_PATIENCE))
     finally:
         loop.close()

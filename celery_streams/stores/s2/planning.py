@@ -38,7 +38,12 @@ class Added:
     state: State
 
 
-Verdict = Added | Appended | StreamError
+@dataclass(frozen=True, slots=True)
+class Before:
+    """The append was applied before the last one of its producer that is known of."""
+
+
+Verdict = Added | Appended | Before | StreamError
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +80,14 @@ def judge(fence: Fence | None, attempt: Attempt) -> Fence | None:
 
 
 def decide(known: Known, append: Append) -> Verdict:
-    """Judge one append: due, applied before (where), or refused (why)."""
+    """Judge one append: due, applied (where, if it was its producer's last), or refused (why)."""
     slot, batch, producer = append.slot, append.batch, append.producer
     state, attempt = known.state, producer.attempt
     last = state.written.get(producer.producer_id)
     if last is not None and batch.seq == last.seq:
         return Appended(last.offset, last.end, last.epoch, duplicate=True)
+    if last is not None and batch.seq < last.seq:
+        return Before()
     if state.closed is not None:
         return closed(slot, state.closed)
     if batch.content_type is not None and batch.content_type != state.content_type:

@@ -95,7 +95,7 @@ class S2ProtocolStore(RedisProtocolStore):
             inner, _, _ = await self._resolved(slot)
             return self._store.stream(inner)
 
-        return S2Feed(super().feed(), resolve)
+        return S2Feed(super().feed(), resolve, self._store.clients.received)
 
     async def aclose(self) -> None:
         """Close the loop's connections."""

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import cast
 
 from celery_streams.contracts import (
+    Answer,
     Append,
     Appended,
     AsyncStore,
@@ -39,13 +40,14 @@ from celery_streams.stores.s2.state import PAYLOAD_BYTES
 class S2Store:
     """A :class:`~celery_streams.contracts.Store` on S2, or on s2-lite.
 
-    One S2 stream a slot, one record a batch. What it promises is what the Redis store
-    promises, with these exceptions:
+    One S2 stream a slot, one record a batch, several batches in flight. What it promises is what
+    the Redis store promises, with these exceptions:
 
     - Chunks expire ``retention`` after they were written, not after the stream was closed.
     - Fences are kept for each stream, not for a run's streams together; those of other runs
       than the stream's own for the 32 that wrote last.
-    - Credentials are checked by S2, so a revoked token may be accepted a moment longer.
+    - Credentials are checked by S2, perhaps only when a session of appends begins: a revoked token
+      may be accepted for ten seconds more.
     - Several processes that write to one stream without rest take turns of some appends each.
 
     Thread-safe, and usable in a forked child: nothing is opened before it is needed, and
@@ -58,6 +60,8 @@ class S2Store:
     #: The largest batch that a record takes, framed; and the largest chunk, whatever its type.
     max_payload_bytes = PAYLOAD_BYTES
     max_chunk_bytes = PAYLOAD_BYTES - 4
+    #: Enough for one every 5 ms, and round trips of 300 ms.
+    max_in_flight = 64
 
     def __init__(
         self, address: S2Address, settings: StreamsSettings, runs: Address | None = None
@@ -87,6 +91,10 @@ class S2Store:
             return await self._here().append_many(appends)
 
         return self._thread.run(run())
+
+    def submit(self, appends: Sequence[Append], answer: Answer) -> None:
+        """See :meth:`celery_streams.contracts.PipelinedStore.submit`."""
+        self._thread.call(lambda: self._here().submit(appends, answer))
 
     def read(self, slot: Slot, offset: int, *, limit: int = PAGE_LIMIT) -> Page:
         """See :meth:`celery_streams.contracts.Store.read`."""

@@ -1,13 +1,13 @@
-"""What a process knows of one S2 stream it appends to, and the appends themselves."""
+"""One S2 stream, as a process appends to it: judged, sent ahead of the answers, sent again."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-import secrets
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
 from celery_streams.contracts import Append, Appended, Attempt, Head
 from celery_streams.errors import (
@@ -20,25 +20,20 @@ from celery_streams.errors import (
     StreamNotFound,
 )
 from celery_streams.slots import Slot
-from celery_streams.stores.s2.client import Throttled
-from celery_streams.stores.s2.planning import Added, Due, decide, decide_end
+from celery_streams.stores.s2.memory import Memory
+from celery_streams.stores.s2.pipeline import Pipeline, Send, Waiting
+from celery_streams.stores.s2.planning import Added, Before, Due, decide, decide_end
 from celery_streams.stores.s2.requests import OpenStream, Overtaken, Requests
 from celery_streams.stores.s2.state import (
-    LOOK_BACK,
     MOST_REMEMBERED,
     OVERHEAD,
     RECORD_BYTES,
     Known,
     State,
-    entry_of,
     headers_of,
-    knock_headers,
-    knocked,
-    known_at,
-    known_from,
     timestamp_of,
 )
-from celery_streams.stores.s2.trimming import Mark, Marks
+from celery_streams.stores.s2.trimming import Mark
 
 if TYPE_CHECKING:
     from s2_sdk import Record
@@ -54,21 +49,8 @@ _PATIENCE = 2
 _COURTESY = 0.1
 #: Records that one append may have; one is left for a command.
 _MOST_RECORDS = 900
-#: Records looked at in one request, in search of a producer's last batch.
-_SEARCHED = 500
 #: Records the server keeps beyond ``max_chunks`` before it is told to remove them.
 _UNTRIMMED = 16
-
-
-@dataclass(slots=True)
-class _Send:
-    """One append request under way: its records, and what follows if it succeeds."""
-
-    records: list[Record]
-    known: Known
-    answers: list[tuple[int, Appended]]
-    marks: list[Mark]
-    trimmed: int
 
 
 class View:
@@ -79,39 +61,41 @@ class View:
     judged again, and goes out again. So nobody appends without having seen all that is there,
     which makes fences, closing and sequences exact without a server that knows of them.
 
-    **A lost acknowledgement**: of a batch whose append had no answer it is remembered where it
-    would be (``_tried``). When it comes again, the records from there on are searched for it
-    first. If it arrives at the server later still, its tail is no longer the stream's.
+    **Ahead of the answers**: an append is judged by the stream as those in flight will leave it,
+    and sent behind them (:class:`Pipeline`). If one is refused or lost, so are all behind it, and
+    nothing that was judged by them is believed any more. Only what is plainly due goes ahead;
+    whatever else there is to say is said when nothing is in flight.
 
-    **Fairness**: whoever loses twice in a row knocks (see :meth:`_lost_race`).
+    **Fairness**: whoever loses twice in a row knocks (see :meth:`_lose`).
     """
 
-    def __init__(self, slot: Slot, open_stream: OpenStream, max_chunks: int) -> None:
+    def __init__(
+        self,
+        slot: Slot,
+        open_stream: OpenStream,
+        max_chunks: int,
+        received: Callable[[], None] = lambda: None,
+    ) -> None:
         self._slot = slot
-        self._requests = Requests(slot, open_stream)
+        self._requests = Requests(slot, open_stream, received)
         self._max_chunks = max_chunks
-        self.lock = asyncio.Lock()
-        self._known: Known | None = None
-        self._current = False  # whether _known may be the tail
-        self._tried: dict[str, int] = {}
-        self._marks = Marks()
-        self._name = secrets.token_bytes(6)
-        self._others_wait = False
+        self._lock = asyncio.Lock()  # of whoever judges
+        self._memory = Memory(slot, self._requests)
+        self._pipeline = Pipeline(self._requests, self._durable, self._lost)
+        self._queue: deque[Waiting] = deque()
+        self._running = False
+        self._races = 0  # lost in a row
+        self._raced = False  # the last one was lost
 
-    async def append(self, appends: Sequence[Append], token: str) -> list[Appended | Exception]:
-        """Append the batches in order, with one request where they fit one."""
-        results: dict[int, Appended | Exception] = {}
-        left = dict(enumerate(appends))
-        async with self.lock:
-            try:
-                await self._append_all(left, token, results)
-            except StreamNotFound as error:
-                # As for a stream that was never opened: initialize makes it anew.
-                gone = CredentialsRejected(f"the store has no such stream: {error}")
-                results.update(dict.fromkeys(left, gone))
-            except Exception as error:
-                results.update(dict.fromkeys(left, error))
-        return [results[place] for place in range(len(appends))]
+    @property
+    def busy(self) -> bool:
+        """Whether anybody waits for it."""
+        return bool(self._queue or self._pipeline.flying or self._lock.locked())
+
+    def submit(self, append: Append, done: Callable[[Appended | Exception], None]) -> None:
+        """Append a batch, behind those that were submitted before. ``done`` is called once."""
+        self._queue.append(Waiting(append, append.credentials.token, done))
+        self._wake()
 
     async def close(self, attempt: Attempt | None, how: str, token: str) -> Head:
         """End the stream, once; ``attempt`` ``None`` speaks for whoever runs the system."""
@@ -135,117 +119,154 @@ class View:
         """Add the one record that is due, or none; answers what ``decide`` does of the stream
         as it is. ``producer`` is whose last batch it must know.
         """
-        async with self.lock:
+        memory = self._memory
+        async with self._lock:
+            await self._pipeline.landed()
             for race in range(1, _MOST_RACES):
-                known = await self._current_one(token)
+                known = await memory.current_one(token)
                 try:
                     due = decide(await self._knowing(known, producer, token))
                 except StreamError:
                     # Nobody is refused, or told that nothing is to be done, from memory.
-                    if (await self._refreshed(token)).tail != known.tail:
+                    if (await memory.refreshed(token)).tail != known.tail:
                         continue
                     raise
                 if not isinstance(due, Due):
-                    if (await self._refreshed(token)).tail != known.tail:
+                    if (await memory.refreshed(token)).tail != known.tail:
                         continue
                     return due
+                memory.current = False
                 record = self._record(due.count, due.payload, due.state, due.end)
-                marks = [Mark(known.tail, known.end, due.end)] if due.count else []
-                after = Known(known.tail + 1, due.end, due.state)
-                if await self._sent(_Send([record], after, [], marks, 0), known.tail, token):
-                    return due.answer
-                await self._lost_race(race, token)
+                try:
+                    await self._requests.append(token, [record], known.tail)
+                except Overtaken:
+                    await self._lose(race, token)
+                    continue
+                memory.acknowledged(Known(known.tail + 1, due.end, due.state))
+                if due.count and self._max_chunks:
+                    memory.marks.add([Mark(known.tail, known.end, due.end)])
+                return due.answer
         raise self._too_busy()
 
-    async def _knowing(self, known: Known, producer: str, token: str) -> Known:
-        """With a producer's last batch, if the state may have left it out."""
-        written = known.state.written
-        if not producer or producer in written or len(written) < MOST_REMEMBERED:
-            return known
-        found = await self._search(producer, 0, known.tail, token)
-        if found is None:
-            return known
-        written = {**written, producer: found.state.written[producer]}
-        return replace(known, state=replace(known.state, written=written))
+    async def shut(self) -> None:
+        """Answer for everything, and end the session."""
+        await self._pipeline.close()
+        self._fail(StoreUnavailable("the connection to S2 was closed meanwhile"))
 
-    async def _append_all(
-        self, left: dict[int, Append], token: str, results: dict[int, Appended | Exception]
-    ) -> None:
-        races = 0
-        self._answer_known(left, results)
-        while left:
-            known = await self._current_one(token)
-            known = await self._with_producers(known, left.values(), token)
-            send = await self._planned(known, left, token, results)
-            for place in [place for place in left if place in results]:
-                del left[place]
-            if not send.records:
-                continue
-            for place, _ in send.answers:
-                producer = left[place].producer.producer_id
-                self._tried[producer] = min(self._tried.get(producer, known.tail), known.tail)
-            if await self._sent(send, known.tail, token):
-                for place, appended in send.answers:
-                    results[place] = appended
-                    self._tried.pop(left.pop(place).producer.producer_id, None)
-                continue
-            races += 1
-            if races >= _MOST_RACES:
-                raise self._too_busy()
-            await self._lost_race(races, token)
+    # -- judging --------------------------------------------------------------------------
 
-    def _answer_known(
-        self, left: dict[int, Append], results: dict[int, Appended | Exception]
-    ) -> None:
-        """What stays true whatever has been appended since: applied before, or ended."""
-        if self._known is None:
+    def _wake(self) -> None:
+        if not self._running:
+            self._running = True
+            self._pipeline.start(self._run())
+
+    async def _run(self) -> None:
+        """Send what waits, until nothing does."""
+        try:
+            while self._queue:
+                async with self._lock:
+                    await self._step()
+        finally:
+            self._running = False
+
+    async def _step(self) -> None:
+        """Answer or send the first that wait."""
+        failures = self._pipeline.failures
+        try:
+            send = await self._planned()
+        except Exception as error:
+            await self._pipeline.landed()  # those before have their answers first
+            if self._pipeline.failures == failures:
+                self._fail(_as_for_writers(error))
             return
-        for place, append in list(left.items()):
-            verdict = decide(self._known, append)
-            if isinstance(verdict, (Appended, StreamClosed)):
-                results[place] = verdict
-                del left[place]
+        if self._pipeline.failures != failures:
+            return  # it was judged by what has failed meanwhile
+        if send is not None:
+            for _ in send.answers:
+                self._queue.popleft()
+            await self._pipeline.launch(send, send.answers[0][0].token)
+        elif self._pipeline.flying:
+            await self._pipeline.landed()
 
-    async def _planned(
-        self,
-        known: Known,
-        left: dict[int, Append],
-        token: str,
-        results: dict[int, Appended | Exception],
-    ) -> _Send:
-        """Judge what is left, until a request is full."""
-        before = known
-        send = _Send([], known, [], [], 0)
+    async def _planned(self) -> Send | None:
+        """The next request. ``None``: none yet, or the first has been answered."""
+        if not self._queue:
+            return None
+        token, flying = self._queue[0].token, self._pipeline.flying
+        if flying:
+            if not self._pipeline.open_to(token):
+                return None
+            return await self._filled(flying[-1].known, token)
+        if self._answer_known():
+            return None
+        if self._raced:
+            await self._lose(self._races, token)
+            self._raced = False
+        known = await self._memory.current_one(token)
+        alike = [each.append for each in self._queue if each.token == token]
+        known = await self._memory.with_producers(known, alike, token)
+        return await self._filled(known, token)
+
+    def _answer_known(self) -> bool:
+        """Answer the first by what stays true whatever has been appended since."""
+        if self._memory.known is None:
+            return False
+        verdict = decide(self._memory.known, self._queue[0].append)
+        if isinstance(verdict, (Appended, StreamClosed)):
+            self._queue.popleft().done(verdict)
+            return True
+        return False
+
+    async def _filled(self, known: Known, token: str) -> Send | None:
+        """A request with as much of what waits as it takes; or answer for the first."""
+        send = Send(known.tail, known)
         room = RECORD_BYTES
-        for place, append in left.items():
-            verdict = decide(send.known, append)
+        for waiting in list(self._queue):
+            if waiting.token != token or self._memory.unsure(send.known, waiting.append):
+                break
+            verdict = decide(send.known, waiting.append)
             if isinstance(verdict, Added):
-                room -= len(append.batch.payload) + OVERHEAD
+                room -= len(waiting.append.batch.payload) + OVERHEAD
                 if send.records and (room < 0 or len(send.records) >= _MOST_RECORDS):
                     break
-                await self._add(send, append, verdict, token)
-                send.answers.append((place, verdict.appended))
-            elif isinstance(verdict, (StreamFenced, ChunksLost)) and send.known is before:
-                # Whoever has no right to write learns that first, as from every store.
-                if (await self._refreshed(token)).tail != before.tail:
-                    break
-                results[place] = verdict
-            elif isinstance(verdict, Appended) or send.known is before:
-                results[place] = verdict
-            else:
-                break  # judged again once what was planned before it is durable
-        return send
+                await self._add(send, waiting, verdict, token)
+                continue
+            if not send.answers and not self._pipeline.flying:
+                await self._refuse(waiting, verdict, known, token)
+            break
+        return send if send.answers else None
 
-    async def _add(self, send: _Send, append: Append, verdict: Added, token: str) -> None:
+    async def _refuse(
+        self, waiting: Waiting, verdict: Appended | Before | StreamError, known: Known, token: str
+    ) -> None:
+        """Answer for the first, which is not due."""
+        if isinstance(verdict, Before):
+            verdict = await self._memory.place_of(known, waiting.append, token)
+        elif isinstance(verdict, (StreamFenced, ChunksLost)) and (
+            (await self._memory.refreshed(token)).tail != known.tail
+        ):
+            return  # nobody is refused from memory
+        if self._queue and self._queue[0] is waiting:
+            self._queue.popleft().done(verdict)
+
+    async def _add(self, send: Send, waiting: Waiting, verdict: Added, token: str) -> None:
         from s2_sdk import CommandRecord
 
-        batch, state = append.batch, verdict.state
+        batch, state = waiting.append.batch, verdict.state
         start, end = verdict.appended.offset, verdict.appended.end
         seq = send.known.tail
         keep_from = end - self._max_chunks
         if self._max_chunks and keep_from > state.first:
-            first_seq, first = await self._first_kept(keep_from, (seq, start), send, token)
-            if first_seq - max(self._marks.trimmed, send.trimmed) >= _UNTRIMMED and first_seq < seq:
+            sends = (*self._pipeline.flying, send)
+            first_seq, first = seq, start
+            if end - batch.count > keep_from:
+                planned = [mark for each in sends for mark in each.marks]
+                first_seq, first = await self._memory.first_kept(
+                    keep_from, planned, send.known, token
+                )
+            trimmed = max(each.trimmed for each in sends)
+            trimmed = max(trimmed, self._memory.marks.trimmed)
+            if first_seq - trimmed >= _UNTRIMMED and first_seq < seq:
                 command = CommandRecord.trim(first_seq)
                 command.timestamp = timestamp_of(start)
                 send.records.append(command)
@@ -255,127 +276,69 @@ class View:
         send.records.append(self._record(batch.count, batch.payload, state, end))
         send.marks.append(Mark(seq, start, end))
         send.known = Known(seq + 1, end, state)
+        send.answers.append((waiting, verdict.appended))
 
-    async def _first_kept(
-        self, keep_from: int, new: tuple[int, int], send: _Send, token: str
-    ) -> tuple[int, int]:
-        """Record and start of the oldest batch that ends after ``keep_from``."""
-        if new[1] <= keep_from:
-            return new
-        for seq, start, end in send.marks:
-            if start <= keep_from < end:
-                return seq, start
-        if (mark := self._marks.holding(keep_from)) is not None:
-            return mark.seq, mark.start
-        for record in await self._requests.stamped(token, timestamp_of(keep_from + 1), 10):
-            if (entry := entry_of(record)) is not None:
-                return record.seq_num, entry.start
-        return send.known.state.first_seq, send.known.state.first
+    async def _knowing(self, known: Known, producer: str, token: str) -> Known:
+        """With a producer's last batch, if the state may have left it out."""
+        written = known.state.written
+        if not producer or producer in written or len(written) < MOST_REMEMBERED:
+            return known
+        found = await self._memory.search(producer, 0, known.tail, token)
+        if not found:
+            return known
+        written = {**written, producer: found[max(found)]}
+        return replace(known, state=replace(known.state, written=written))
 
-    async def _sent(self, send: _Send, tail: int, token: str) -> bool:
-        """Send; ``False`` if somebody else appended first."""
-        self._current = False
-        try:
-            ack = await self._requests.append(token, send.records, tail)
-        except (CredentialsRejected, Throttled):
-            self._current = True  # nothing was applied
-            raise
-        except Overtaken:
-            return False
-        if ack.end.seq_num != send.known.tail:
-            raise StreamError(f"S2 put an append to {self._slot} where it was not meant to be")
-        self._known, self._current = send.known, True
-        self._marks.trimmed = max(self._marks.trimmed, send.trimmed)
+    # -- what becomes of it ---------------------------------------------------------------
+
+    def _durable(self, send: Send) -> None:
+        marks = self._memory.marks
+        self._memory.acknowledged(send.known, send.producers)
+        marks.trimmed = max(marks.trimmed, send.trimmed)
         if self._max_chunks:
-            self._marks.add(send.marks)
-        return True
+            marks.add(send.marks)
+        self._races = 0
+        for waiting, appended in send.answers:
+            waiting.done(appended)
 
-    async def _lost_race(self, races: int, token: str) -> None:
+    def _lost(self, sends: list[Send], error: Exception, certain: bool) -> None:
+        if not certain:
+            for send in sends:
+                self._memory.doubt(send.tail, send.producers)
+        waiting = [waiting for send in sends for waiting, _ in send.answers]
+        self._queue.extendleft(reversed(waiting))
+        if isinstance(error, Overtaken):
+            self._races += 1
+            if self._races < _MOST_RACES:
+                self._raced = True
+                self._wake()
+                return
+            self._races, error = 0, self._too_busy()
+        self._fail(_as_for_writers(error), len(sends[0].answers))
+
+    def _fail(self, error: Exception, count: int = 1) -> None:
+        """Answer for all that wait: the first ``count`` have failed, the others with them."""
+        token = self._queue[0].token if self._queue else ""
+        transient = isinstance(error, (CredentialsRejected, StoreUnavailable))
+        for place in range(len(self._queue)):
+            waiting = self._queue.popleft()
+            if place < count or (transient and waiting.token == token):
+                waiting.done(error)
+            else:
+                waiting.done(StoreUnavailable(f"an append to {self._slot} before it: {error}"))
+
+    async def _lose(self, races: int, token: str) -> None:
         """Somebody else appended first. Knock, or let those in who have knocked.
 
         Whoever wins a race knows the tail without asking, and would win for ever. A knock is a
         record that anybody may add at any time: it makes the winner look, and wait.
         """
-        await self._refreshed(token)
-        if self._others_wait:
+        await self._memory.refreshed(token)
+        if self._memory.others_wait:
             await asyncio.sleep(random.uniform(0.5, 1.0) * _COURTESY)
-            self._current = False
+            self._memory.current = False
         elif races >= _PATIENCE:
-            from s2_sdk import Record
-
-            record = Record(b"", knock_headers(self._name), timestamp_of(0))
-            await self._requests.append(token, [record])
-            self._current = False
-
-    async def _current_one(self, token: str) -> Known:
-        """The stream as this process thinks it is, if it has reason to; else as it is."""
-        if self._current and self._known is not None:
-            return self._known
-        return await self._refreshed(token)
-
-    async def _refreshed(self, token: str) -> Known:
-        """The stream as of its last record."""
-        for count in LOOK_BACK:
-            records = await self._requests.last(token, count)
-            if (known := known_from(records)) is not None:
-                who = knocked(records[-1])
-                self._others_wait = who is not None and who != self._name
-                return self._learn(known)
-            if len(records) < count:
-                break
-        raise StreamNotFound(f"there is no stream {self._slot}, or it has expired")
-
-    def _learn(self, known: Known) -> Known:
-        """What was read, and what was known beyond it."""
-        if self._known is not None:
-            if self._known.state.identity != known.state.identity:
-                self._tried.clear()
-                self._marks.forget()
-            elif self._known.tail != known.tail:
-                self._marks.interrupt()
-            known = replace(known, state=known.state.remembering(self._known.state))
-        self._known, self._current = known, True
-        return known
-
-    async def _with_producers(self, known: Known, appends: Any, token: str) -> Known:
-        """With what the log says of producers that the state does not tell all of."""
-        for append in appends:
-            producer, seq = append.producer.producer_id, append.batch.seq
-            last = known.state.written.get(producer)
-            tried = self._tried.get(producer)
-            if last is not None and (tried is None or last.seq == seq):
-                continue
-            if tried is None and seq == 0:
-                continue
-            found = await self._search(producer, tried or 0, known.tail, token)
-            if found is not None:
-                written = {**known.state.written, producer: found.state.written[producer]}
-                known = replace(known, state=replace(known.state, written=written))
-                self._known = known
-            elif tried is not None:
-                self._tried[producer] = known.tail
-        return known
-
-    async def _search(self, producer: str, start: int, stop: int, token: str) -> Known | None:
-        """The producer's last record, from the tail backwards."""
-        while stop > start:
-            low = max(start, stop - _SEARCHED)
-            found = None
-            at = low
-            while at < stop:
-                records = await self._requests.since(token, at, stop - at)
-                for record in records:
-                    known = known_at(record)
-                    written = known.state.written if known and entry_of(record) else {}
-                    if written and next(reversed(written)) == producer:
-                        found = known
-                if not records:
-                    break
-                at = records[-1].seq_num + 1
-            if found is not None:
-                return found
-            stop = low
-        return None
+            await self._memory.knock(token)
 
     def _record(self, count: int, body: bytes, state: State, end: int) -> Record:
         from s2_sdk import Record
@@ -386,3 +349,10 @@ class View:
         return StoreUnavailable(
             f"others appended to {self._slot} first {_MOST_RACES} times in a row"
         )
+
+
+def _as_for_writers(error: Exception) -> Exception:
+    """A stream that is gone is as one that was never opened: initialize makes it anew."""
+    if isinstance(error, StreamNotFound):
+        return CredentialsRejected(f"the store has no such stream: {error}")
+    return error
