@@ -13,8 +13,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from celery_streams.back_ends import AuthorityFactory, BackEnds, StoreFactory, located
+from celery_streams.chunks import decode as decode_chunk
 from celery_streams.contracts import Attempt, Authority, Head, Offset, Store
 from celery_streams.errors import ConfigurationError, StreamError, StreamNotFound
+from celery_streams.reading.position import Decode
 from celery_streams.reading.reader import AsyncReader, Reader
 from celery_streams.runs.oversight import RunOversight
 from celery_streams.runtime import Runtime
@@ -132,7 +134,7 @@ class Streams(Subscribing):
         *,
         offset: Offset = 0,
         timeout: float | None = 60.0,
-    ) -> Reader:
+    ) -> Reader[Any]:
         """Iterate over the chunks of a run's stream, live, until it ends.
 
         May be called before the stream exists: nothing is missed. Resume after a
@@ -148,7 +150,7 @@ class Streams(Subscribing):
         Raises (while iterating):
             ReadTimeout, OffsetGone, StoreUnavailable, ConfigurationError.
         """
-        self._guard("read")
+        self.guard("read")
         return self.open_reader(Slot.run(run_id, key), offset, timeout)
 
     def aread(
@@ -158,9 +160,9 @@ class Streams(Subscribing):
         *,
         offset: Offset = 0,
         timeout: float | None = 60.0,
-    ) -> AsyncReader:
+    ) -> AsyncReader[Any]:
         """:meth:`read` for an event loop: ``async for chunk in streams.aread(run_id)``."""
-        self._guard("aread")
+        self.guard("aread")
         return self.open_async_reader(Slot.run(run_id, key), offset, timeout)
 
     def head(self, run_id: str, key: str = "default") -> Head:
@@ -208,7 +210,7 @@ class Streams(Subscribing):
             RunFinished: the run has ended.
             StoreUnavailable: the store cannot be reached.
         """
-        self._guard("write_to")
+        self.guard("write_to")
         slot = Slot.run(run_id, key)
         if not create:
             self.require_run(run_id)
@@ -251,7 +253,9 @@ class Streams(Subscribing):
 
     # For the other rooms of this package
 
-    def open_reader(self, slot: Slot, offset: Offset, timeout: float | None) -> Reader:
+    def open_reader(
+        self, slot: Slot, offset: Offset, timeout: float | None, decode: Decode = decode_chunk
+    ) -> Reader[Any]:
         """A reader of any stream."""
         return Reader(
             self.runtime.store,
@@ -259,11 +263,14 @@ class Streams(Subscribing):
             offset=offset,
             timeout=timeout,
             recheck=self.settings.recheck_interval,
+            decode=decode,
             on_idle=(lambda: self.end_if_over(slot.owner)) if slot.scope == "run" else None,
             ends_with_run=not self.runtime.records_runs,
         )
 
-    def open_async_reader(self, slot: Slot, offset: Offset, timeout: float | None) -> AsyncReader:
+    def open_async_reader(
+        self, slot: Slot, offset: Offset, timeout: float | None, decode: Decode = decode_chunk
+    ) -> AsyncReader[Any]:
         """An asyncio reader of any stream; must be called inside the event loop."""
 
         async def on_idle() -> str | None:
@@ -275,6 +282,7 @@ class Streams(Subscribing):
             offset=offset,
             timeout=timeout,
             recheck=self.settings.recheck_interval,
+            decode=decode,
             on_idle=on_idle if slot.scope == "run" else None,
             ends_with_run=not self.runtime.records_runs,
         )
@@ -302,7 +310,9 @@ class Streams(Subscribing):
             return float(task.default_retry_delay or 0)
         if app is None or not getattr(task, "acks_late", False):
             return 0.0
-        scheme = str(app.conf.broker_url or "").partition("://")[0]
+        url = app.conf.broker_url or ""
+        first = url if isinstance(url, str) else next(iter(url), "")
+        scheme = first.partition("://")[0].partition("+")[0]
         if scheme not in _POLLING_TRANSPORTS:
             return 0.0
         options = app.conf.broker_transport_options or {}
@@ -327,7 +337,7 @@ class Streams(Subscribing):
         if runtime is not None:
             runtime.close()
 
-    def _guard(self, call: str) -> None:
+    def guard(self, call: str) -> None:
         """Warn, once per run, a chat-agent task that uses run-scoped streams."""
         attempt = running.get()
         if attempt is not None and attempt.chat is not None:

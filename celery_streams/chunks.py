@@ -30,6 +30,8 @@ _LONGEST_INT = 4300
 _LONG_INT = re.compile(rb"\d{%d}" % (_LONGEST_INT + 1))
 #: Types that cannot hold a model, in which pydantic may write null for NaN.
 _SCALARS = frozenset({str, int, bool, type(None)})
+#: The usual types of chunks: no iterators, which would be consumed like lists.
+_PLAIN = frozenset({str, dict, list, tuple, int, float, bool, type(None)})
 #: How deep the search for the value that cannot be serialized goes.
 _MAX_DEPTH = 100
 
@@ -43,6 +45,11 @@ def encode_json(chunk: object) -> bytes:
         InvalidChunk: JSON cannot carry it (an unknown type, NaN, infinity, a lone surrogate, a
             cycle); the message and ``path`` say where in the chunk.
     """
+    if type(chunk) not in _PLAIN and isinstance(chunk, Iterator):
+        raise InvalidChunk(
+            f"a chunk is one value, and {type(chunk).__name__} yields several; write them with "
+            "pipe() or a writer's merge()"
+        )
     try:
         data = to_json(chunk)
     except Exception:

@@ -24,7 +24,7 @@ from celery_streams.contracts import (
 )
 from celery_streams.credentials.authority import RedisAuthority
 from celery_streams.credentials.cache import CredentialCache
-from celery_streams.errors import ConfigurationError, StreamError
+from celery_streams.errors import ConfigurationError, StoreUnavailable, StreamError
 from celery_streams.protocol import ProtocolStore
 from celery_streams.redis.address import Address
 from celery_streams.redis.client import AsyncRedisLink, RedisLink
@@ -68,6 +68,15 @@ def _import_early() -> None:
 _import_early()
 
 
+#: Said of an end for which no second attempt helps.
+_UNRECORDED = (
+    "the end of run %s (%s) cannot be recorded; its readers learn of it from its lease, which is "
+    "renewed no more: %s"
+)
+#: Ends of runs that wait for the store, at most. Of an older one the run's lease tells.
+_MOST_ENDINGS = 1000
+
+
 @dataclass(frozen=True, slots=True)
 class Ending:
     """A run's end that has to be recorded."""
@@ -82,7 +91,7 @@ class Living:
     """The attempts of this process whose leases are renewed, and ends not recorded yet."""
 
     attempts: dict[str, Attempt] = field(default_factory=dict)
-    endings: deque[Ending] = field(default_factory=deque)
+    endings: deque[Ending] = field(default_factory=lambda: deque(maxlen=_MOST_ENDINGS))
     #: Called with each tick, for as long as they are here.
     beats: set[Callable[[], object]] = field(default_factory=set)
 
@@ -228,20 +237,25 @@ class Runtime:
 
     def end_run(self, ending: Ending) -> None:
         """Record the end of a run and close its streams: now, or as soon as the store is back."""
-        always = ending.always or not self.records_runs
+        run_id, state = ending.attempt.run_id, ending.state
         try:
-            verdict = self.registry.finish(ending.attempt, ending.state, always=always)
-        except StreamError as error:
+            self._end_run(ending)
+        except StoreUnavailable as error:
             logger.warning(
                 "could not close the streams of run %s (%s) yet, will try again: %s",
-                ending.attempt.run_id,
-                ending.state,
+                run_id,
+                state,
                 error,
             )
             with self._lock:
                 self._living.endings.append(ending)
             self.flusher.keep_ticking()
-            return
+        except StreamError as error:
+            logger.warning(_UNRECORDED, run_id, state, error)
+
+    def _end_run(self, ending: Ending) -> None:
+        always = ending.always or not self.records_runs
+        verdict = self.registry.finish(ending.attempt, ending.state, always=always)
         if verdict == "SUPERSEDED":
             logger.warning(
                 "an earlier attempt of run %s ended (%s) while a later one is running; "
@@ -284,8 +298,7 @@ class Runtime:
                 renew()
             except StreamError as error:
                 logger.warning("could not show that a chat turn is alive: %s", error)
-        for ending in endings:
-            self.end_run(ending)
+        self._end_those_that_waited(endings)
         if attempts:
             for attempt, alive in zip(attempts, self.registry.renew(attempts), strict=True):
                 if alive is False:
@@ -293,6 +306,18 @@ class Runtime:
         with self._lock:
             living = self._living
             return bool(living.attempts or living.endings or living.beats)
+
+    def _end_those_that_waited(self, endings: list[Ending]) -> None:
+        """Until the store fails again: then the others wait on, without a word each."""
+        for place, ending in enumerate(endings):
+            try:
+                self._end_run(ending)
+            except StoreUnavailable:
+                with self._lock:
+                    self._living.endings.extendleft(reversed(endings[place:]))
+                return
+            except StreamError as error:
+                logger.warning(_UNRECORDED, ending.attempt.run_id, ending.state, error)
 
     def _made(
         self,

@@ -29,11 +29,11 @@ class SessionStream:
         self._owner = owner
         self.slot = slot
 
-    def read(self, *, offset: Offset = 0, timeout: float | None = 60.0) -> Reader:
+    def read(self, *, offset: Offset = 0, timeout: float | None = 60.0) -> Reader[Any]:
         """Iterate over the channel's chunks. See :meth:`celery_streams.Streams.read`."""
         return self._owner.open_reader(self.slot, offset, timeout)
 
-    def aread(self, *, offset: Offset = 0, timeout: float | None = 60.0) -> AsyncReader:
+    def aread(self, *, offset: Offset = 0, timeout: float | None = 60.0) -> AsyncReader[Any]:
         """:meth:`read` for an event loop."""
         return self._owner.open_async_reader(self.slot, offset, timeout)
 

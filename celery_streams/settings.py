@@ -67,7 +67,11 @@ class StreamsSettings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True
+        env_prefix=ENV_PREFIX,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        allow_inf_nan=False,
     )
 
     #: Where chunks live: ``redis://``, ``rediss://``, ``unix://``, ``redis+cluster://``,
@@ -196,12 +200,20 @@ class StreamsSettings(BaseSettings):
     ) -> StreamsSettings:
         """Settings from ``overrides``, the environment and a Celery ``conf``, in that order.
 
+        The environment may have names of others' under our prefix (an orchestrator's, of a
+        service that is called like this package), so unknown ones there are no error.
+
         Raises:
-            ConfigurationError: a value is out of range or a name is unknown; names all of them.
+            ConfigurationError: a value is out of range, or a name in ``overrides`` or ``conf`` is
+                unknown; names all of them.
         """
         try:
             given = dict(overrides or {})
             from_environment = cls(**given)
+            ours = [name for name in conf or () if name.startswith(CONF_PREFIX)]
+            for name in (each.removeprefix(CONF_PREFIX) for each in ours):
+                if name not in cls.model_fields:
+                    given[name] = None  # to be named with all that is wrong
             for name in cls.model_fields:
                 value = (conf or {}).get(CONF_PREFIX + name)
                 if value is not None and name not in from_environment.model_fields_set:
@@ -212,8 +224,11 @@ class StreamsSettings(BaseSettings):
 
 
 def _explained(error: ValidationError) -> str:
-    problems = [
-        f"{ENV_PREFIX}{'.'.join(str(part) for part in item['loc']).upper()}: {item['msg']}"
-        for item in error.errors(include_input=False, include_url=False)
-    ]
+    problems = []
+    for item in error.errors(include_input=False, include_url=False):
+        name = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            problems.append(f"there is no setting {name!r}")
+        else:
+            problems.append(f"{ENV_PREFIX}{name.upper()}: {item['msg']}")
     return "invalid celery-streams settings: " + "; ".join(problems)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -10,11 +9,12 @@ from pydantic_core import PydanticSerializationError
 
 from celery_streams.contracts import Offset
 from celery_streams.errors import InvalidChunk
-from celery_streams.slots import check_name
+from celery_streams.slots import Slot, check_name
 from celery_streams.task.current import run_streams
 
 if TYPE_CHECKING:
     from celery_streams.app import Streams
+    from celery_streams.reading.reader import AsyncReader, Reader
 
 T = TypeVar("T")
 
@@ -40,25 +40,31 @@ class TypedStream(Generic[T]):
         streams = run_streams()
         return streams.append(self._fitting(value), key=self.key, target=target, timeout=timeout)
 
-    def read(self, run_id: str, *, offset: Offset = 0, timeout: float | None = 60.0) -> Iterator[T]:
+    def read(self, run_id: str, *, offset: Offset = 0, timeout: float | None = 60.0) -> Reader[T]:
         """Iterate over the run's values, as :meth:`celery_streams.Streams.read` does.
 
         Raises:
             InvalidChunk: a stored chunk does not fit the type (an older version wrote it).
         """
-        for chunk in self._owner.read(run_id, self.key, offset=offset, timeout=timeout):
-            yield self._parsed(chunk)
+        self._owner.guard("read")
+        slot = Slot.run(run_id, self.key)
+        return self._owner.open_reader(slot, offset, timeout, self._parsed)
 
-    async def aread(
+    def aread(
         self, run_id: str, *, offset: Offset = 0, timeout: float | None = 60.0
-    ) -> AsyncIterator[T]:
+    ) -> AsyncReader[T]:
         """:meth:`read` for an event loop."""
-        async for chunk in self._owner.aread(run_id, self.key, offset=offset, timeout=timeout):
-            yield self._parsed(chunk)
+        self._owner.guard("aread")
+        slot = Slot.run(run_id, self.key)
+        return self._owner.open_async_reader(slot, offset, timeout, self._parsed)
 
     def _fitting(self, value: T) -> Any:
+        adapter = self._adapter
         try:
-            return self._adapter.dump_python(self._adapter.validate_python(value), mode="json")
+            # As it is read back: by the names that validation goes by, nothing computed.
+            return adapter.dump_python(
+                adapter.validate_python(value), mode="json", by_alias=True, round_trip=True
+            )
         except ValidationError as error:
             raise self._refusal(error, "the value") from None
         except (PydanticSerializationError, UnicodeError) as error:
@@ -66,9 +72,9 @@ class TypedStream(Generic[T]):
                 f"the value for the stream {self.key!r} cannot be serialized: {error}"
             ) from None
 
-    def _parsed(self, chunk: Any) -> T:
+    def _parsed(self, data: bytes, content_type: str) -> T:
         try:
-            return self._adapter.validate_python(chunk)
+            return self._adapter.validate_json(data)
         except ValidationError as error:
             raise self._refusal(error, "a stored chunk") from None
 

@@ -19,7 +19,7 @@ from celery_streams.writing.writers import AttemptWriters
 if TYPE_CHECKING:
     from celery_streams.chat.turn import Turn
 
-OpenReader = Callable[[Slot, Offset, float | None], Reader]
+OpenReader = Callable[[Slot, Offset, float | None], Reader[Any]]
 
 T = TypeVar("T")
 
@@ -60,7 +60,7 @@ class ChatStream:
             return self.writer().apipe(source)
         return self.writer().pipe(source)
 
-    def read(self, *, offset: Offset = 0, timeout: float | None = 60.0) -> Reader:
+    def read(self, *, offset: Offset = 0, timeout: float | None = 60.0) -> Reader[Any]:
         """Read the session's ``out`` stream. See :meth:`celery_streams.Streams.read`."""
         return self._open_reader(self._slot, offset, timeout)
 

@@ -125,6 +125,7 @@ class CredentialCache:
         self._flights: dict[_Name, _Flight] = {}
         self._lock = threading.Lock()
         self._hits = 0
+        self._warned = False
         stats.include("cache_hits_l1", lambda: self._hits)
         _after_fork_in_child(self)
 
@@ -271,7 +272,17 @@ class CredentialCache:
     def _initialize(self, slot: Slot, content_type: str) -> Minted:
         minted_at = self._clock()
         self._stats.add(initializes=1)
-        return Minted(self._authority.initialize(slot, content_type=content_type), minted_at)
+        minted = Minted(self._authority.initialize(slot, content_type=content_type), minted_at)
+        if not self._usable(minted) and not self._warned:
+            self._warned = True
+            logger.warning(
+                "credentials of stream %s had expired %.0f s ago when they were minted, so each "
+                "serves for one batch only: this host's clock and the authority's differ (logged "
+                "once per process)",
+                slot,
+                self._clock() - minted.credentials.expires_at,
+            )
+        return minted
 
     def _install(self, name: _Name, minted: Minted) -> None:
         """Remember at process level. Called with the lock held."""

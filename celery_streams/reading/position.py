@@ -204,8 +204,13 @@ class Position:
             self._looked_again = True
             return
         if self._timeout is not None and self._waited() + _SLACK >= self._timeout:
+            what = (
+                "the stream has not ended"
+                if self._seen
+                else "there is no such stream yet: its task has not written, or the name is wrong"
+            )
             raise ReadTimeout(
-                f"no chunk of {self.slot} for {self._timeout:g} s; the stream has not ended. "
+                f"no chunk of {self.slot} for {self._timeout:g} s; {what}. "
                 f"Resume with offset={self.offset}",
                 offset=self.offset,
             )

@@ -7,13 +7,15 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextlib import aclosing, closing
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self, TypeVar, cast
 
 from celery_streams.chunks import decode as decode_chunk
 from celery_streams.contracts import AsyncStore, Head, Offset, Page, Store
 from celery_streams.errors import OffsetGone, StoreUnavailable, StreamNotFound
 from celery_streams.reading.position import Decode, Position
 from celery_streams.slots import Slot
+
+T = TypeVar("T")
 
 OnIdle = Callable[[], str | None]
 AsyncOnIdle = Callable[[], Awaitable[str | None]]
@@ -44,7 +46,7 @@ class _Reading:
         return f"<{type(self).__name__} of {self.slot} at {self.offset}{ended}>"
 
 
-class Reader(_Reading, Iterator[Any]):
+class Reader(_Reading, Iterator[T]):
     """Iterates over a stream's chunks, live, until it ends. Not thread-safe.
 
     May be made before the stream exists. Lost connections are re-made, and reading goes on
@@ -92,11 +94,11 @@ class Reader(_Reading, Iterator[Any]):
         # Not a method of this object: no cycle, so a reader that is let go of is closed at once.
         self._chunks = _chunks(store, self._position, on_idle)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[T]:
         return self._current()  # without a Python call per chunk in between
 
-    def __next__(self) -> Any:
-        return next(self._current())
+    def __next__(self) -> T:
+        return cast("T", next(self._current()))
 
     def close(self) -> None:
         """Stop reading and release the connection; safe to repeat."""
@@ -122,7 +124,7 @@ class Reader(_Reading, Iterator[Any]):
         self.close()
 
 
-class AsyncReader(_Reading, AsyncIterator[Any]):
+class AsyncReader(_Reading, AsyncIterator[T]):
     """:class:`Reader` for an event loop: ``async for chunk in reader``.
 
     Cancelling the task that iterates closes the connection; leave a loop early only inside
@@ -147,10 +149,10 @@ class AsyncReader(_Reading, AsyncIterator[Any]):
         self._stopped = False
         self._chunks = _achunks(store, self._position, on_idle)
 
-    def __aiter__(self) -> AsyncIterator[Any]:
+    def __aiter__(self) -> AsyncIterator[T]:
         return self
 
-    async def __anext__(self) -> Any:
+    async def __anext__(self) -> T:
         return await anext(self._current())
 
     async def aclose(self) -> None:

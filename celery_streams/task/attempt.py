@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,6 +18,7 @@ from celery_streams.chat.turn import Turn
 from celery_streams.contracts import Head
 from celery_streams.errors import (
     ConfigurationError,
+    OutsideTask,
     RunFinished,
     StoreUnavailable,
     StreamError,
@@ -82,6 +84,7 @@ class RunningAttempt:
         self._raised: BaseException | None = None
         self._number = 1 if identity.first else 0
         self._begun = False  #: it holds the run's fence and a lease, written or not
+        self._left = False  #: it is over: nothing is written any more
         self._repeats = False  #: the run had succeeded before this attempt came
         self.streams = RunStreams(
             identity,
@@ -116,7 +119,8 @@ class RunningAttempt:
                 result = run(*args, **kwargs)
         except Exception as error:
             self._raised = error
-            self._drain(fail=False)
+            if not self._drain_failed:
+                self._drain(fail=False)
             raise
         except BaseException as error:
             self._raised = error
@@ -132,6 +136,7 @@ class RunningAttempt:
 
         ``state`` is Celery's; ``None`` when an exception propagates out of Celery's tracer.
         """
+        self._seal()
         if not self._drain_failed:
             self._drain(fail=False)
         recorded = self._begun or self._own_slot_opened()
@@ -152,15 +157,32 @@ class RunningAttempt:
         if self._writers is not None:
             self._owner.runtime.leave(self.identity.attempt)
 
+    def _seal(self) -> None:
+        """Refuse what a thread that the task has left behind writes: its run has ended."""
+        with self._opening:
+            self._left = True
+        if self._writers is not None:
+            self._writers.seal(self._over())
+
+    def _over(self) -> StreamError:
+        return OutsideTask(
+            f"the task {self._task.name}[{self.run_id}] is over, so nothing can be written to its "
+            "streams any more; wait for the threads of a task before it returns"
+        )
+
     def _end(self, state: str, *, always: bool) -> None:
         self._owner.runtime.end_run(Ending(self.identity.attempt, state, always=always))
 
     def drain_before_successor(self) -> None:
         """Make durable what was written before a message for the run's next attempt is sent.
 
-        The successor's first append fences this attempt, what it has not sent yet included.
+        The successor's first append fences this attempt, what it has not sent yet included. So
+        if something cannot be made durable the task fails instead (unless ``drain_failure`` says
+        otherwise), or the run could succeed without it. A task that goes on because it was told
+        of a failing stream knows what it does.
         """
-        self._drain(fail=False)
+        told = isinstance(sys.exc_info()[1], StreamError)
+        self._drain(fail=self._owner.settings.drain_failure == "fail" and not told)
 
     def after_fork(self) -> None:
         """In a forked child: let go of the parent's writers."""
@@ -173,6 +195,8 @@ class RunningAttempt:
 
     def _get_writers(self) -> AttemptWriters:
         with self._opening:
+            if self._left:
+                raise self._over()
             if self._writers is None:
                 if not (self.identity.first or self._number):
                     # Unreachable now: the writers will retry, and find out what there is.

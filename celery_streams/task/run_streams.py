@@ -39,7 +39,7 @@ class RunStreams:
         *,
         attempt_number: Callable[[], int],
         require_run: Callable[[str], None],
-        open_reader: Callable[[Slot, Offset, float | None], Reader],
+        open_reader: Callable[[Slot, Offset, float | None], Reader[Any]],
         head: Callable[[Slot], Head],
         drain_timeout: float,
         guardrail: Guardrail | None,
@@ -135,7 +135,7 @@ class RunStreams:
         *,
         offset: Offset = 0,
         timeout: float | None = 60.0,
-    ) -> Reader:
+    ) -> Reader[Any]:
         """Read a stream of another run (or this one). See :meth:`celery_streams.Streams.read`."""
         self.guard("read")
         slot = Slot.run(self.run_id if run_id is None else run_id, key)

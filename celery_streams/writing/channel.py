@@ -82,6 +82,8 @@ class Channel:
         self.failing_since = 0.0  #: monotonic seconds; the flusher's
         self.queued = False  #: whether the flusher has it in one of its places; the flusher's
         self.unanswered = 0  #: batches whose sending the store has not answered; the flusher's
+        #: Obtained for the next batch, whatever the cache keeps of them; the flusher's.
+        self.granted: Credentials | None = None
         #: What the first batch in flight was refused with, until nothing is unanswered; the
         #: flusher's.
         self.refused: tuple[Exception, Credentials] | None = None
@@ -110,6 +112,7 @@ class Channel:
         self._lost = 0  # accepted, and given up when this writer ended
         self._reported = 0  # of the lost ones: those whose append() raised
         self._error: StreamError | None = None
+        self._refusal: StreamError | None = None  # why nothing more is accepted
         self._awaited: dict[int, int] = {}  # chunk's place in this channel -> its offset, or -1
 
     def put(self, data: bytes, *, awaited: bool = False) -> int:
@@ -124,8 +127,8 @@ class Channel:
         deadline = 0.0
         while True:
             with self._lock:
-                if self._error is not None:
-                    raise self._ended()
+                if self._refusal is not None:
+                    raise self._refused()
                 full = self._bytes and (
                     self._bytes + len(data) > self._limit or len(self._pending) >= MOST_PENDING
                 )
@@ -147,9 +150,10 @@ class Channel:
                 return place
             deadline = deadline or time.monotonic() + self._write_timeout
             if not self._wait(waiter, deadline):
+                limit = f"{self._limit} bytes, or {MOST_PENDING} chunks"
                 raise self._timed_out(
-                    f"no room in the write buffer ({self._limit} bytes) for "
-                    f"{self._write_timeout:g} s; the store is too slow or unreachable"
+                    f"no room in the write buffer ({limit}) for {self._write_timeout:g} s; the "
+                    "store is too slow or unreachable"
                 )
 
     def flush(self, timeout: float, *, upto: int | None = None) -> int:
@@ -265,11 +269,16 @@ class Channel:
             self._lost = self._accepted() - self._durable
             # Whoever waits for a chunk of its own is told of it by the error it gets.
             self._reported = sum(place >= self._durable for place in self._awaited)
-            self._error = error
+            self._error = self._refusal = error
             self._pending.clear()
             self._forget_flying()
             self._bytes = 0
             self._wake_waiters()
+
+    def seal(self, refusal: StreamError) -> None:
+        """Accept nothing more; what was accepted is still sent."""
+        with self._lock:
+            self._refusal = self._refusal or refusal
 
     def after_fork(self) -> None:
         """In a forked child: this channel, its buffer and its flusher are the parent's."""
@@ -278,7 +287,7 @@ class Channel:
         self._pending, self._bytes = [], 0
         self._forget_flying()
         self._lost = 0
-        self._error = StreamError(
+        self._error = self._refusal = StreamError(
             f"this writer on {self.slot} was opened before the process was forked, so it is the "
             "parent's; open a new one in the child"
         )
@@ -357,6 +366,10 @@ class Channel:
         error = WriteTimeout(f"{what}: {unsent} chunks of {self.slot} are not durable")
         error.unsent = unsent
         return error
+
+    def _refused(self) -> StreamError:
+        assert self._refusal is not None
+        return copy.copy(self._refusal) if self._error is None else self._ended()
 
     def _ended(self) -> StreamError:
         """A fresh copy of what ended this writer (each raise grows its own traceback)."""

@@ -161,14 +161,8 @@ class Flusher:
         for channel in dict.fromkeys(channels):
             if channel.refused is not None:
                 continue  # until all that is in flight has been answered
-            if self._cache.peek(channel.slot) is None:
-                if not channel.unanswered:
-                    self._obtain_credentials(channel)
-                continue
-            try:
-                credentials = self._cache.get(channel.slot)  # a hit; refreshes ahead of expiry
-            except Exception as error:  # expired or evicted since the line above
-                self._failed(channel, error, None)
+            credentials = self._credentials(channel)
+            if credentials is None:
                 continue
             batch = channel.take()
             if isinstance(batch, float):
@@ -189,6 +183,22 @@ class Flusher:
             results = [error] * len(appends)
         for report in zip(sending, appends, results, strict=True):
             self._reported(*report)
+
+    def _credentials(self, channel: Channel) -> Credentials | None:
+        """For the channel's next batch; ``None`` if it has to wait for them, or has failed."""
+        granted, channel.granted = channel.granted, None
+        if self._cache.peek(channel.slot) is None:
+            # What was obtained serves once even if the cache has no room for it, or this host's
+            # clock takes it for expired: or the channel would ask for ever, and never send.
+            if granted is None and not channel.unanswered:
+                self._obtain_credentials(channel)
+            return granted
+        try:
+            # A hit; refreshes ahead of expiry.
+            return self._cache.get(channel.slot, content_type=channel.content_type)
+        except Exception as error:  # expired or evicted since the look
+            self._failed(channel, error, None)
+            return None
 
     def _hand_over(
         self, store: PipelinedStore, channels: list[Channel], appends: list[Append]
@@ -304,7 +314,7 @@ class Flusher:
                     return
                 channel = self._cold.popleft()
             try:
-                self._cache.get(channel.slot, content_type=channel.content_type)
+                channel.granted = self._cache.get(channel.slot, content_type=channel.content_type)
             except Exception as error:
                 self._failed(channel, error, None)
             else:

@@ -12,12 +12,14 @@ from celery_streams.credentials.cache import CredentialCache
 from celery_streams.errors import (
     ConfigurationError,
     CredentialsRejected,
+    StoreUnavailable,
     StreamError,
     StreamNotFound,
 )
 from celery_streams.settings import StreamsSettings
 from celery_streams.slots import Slot
 from celery_streams.writing.channel import Channel
+from celery_streams.writing.policy import Action, decide, pause_before
 from celery_streams.writing.writer import Writer
 
 OpenChannel = Callable[[Slot, Producer, str], Channel]
@@ -90,18 +92,37 @@ class AttemptWriters:
                 first.add_note(str(other))
             raise first
 
+    def seal(self, refusal: StreamError) -> None:
+        """Accept nothing more on any stream; what was accepted is still sent."""
+        for channel in list(self._channels.values()):
+            channel.seal(refusal)
+
     def close(self, slot: Slot, timeout: float) -> Head:
         """Flush and end one stream; a stream nobody has written to yet is opened first."""
         channel = self._channels.get(slot)
         if channel is not None:
             channel.flush(timeout)
-        deadline = time.monotonic() + timeout
+        content_type = self._content_type(slot) if channel is None else channel.content_type
+        began, failures = time.monotonic(), 0
         while True:
-            credentials = self._cache.get(slot)
             try:
-                return self._store.close(slot, credentials, self.attempt)
-            except (CredentialsRejected, StreamNotFound):
-                self._renew(credentials, deadline)
+                credentials = self._cache.get(slot, content_type=content_type)
+                try:
+                    return self._store.close(slot, credentials, self.attempt)
+                except (CredentialsRejected, StreamNotFound):
+                    self._renew(credentials, began + timeout)
+            except StoreUnavailable as error:
+                failures += 1
+                if decide(error, failures, time.monotonic() - began, timeout).action is Action.END:
+                    raise
+                time.sleep(pause_before(failures))
+
+    def _content_type(self, slot: Slot) -> str:
+        """Of a stream that others have opened, if anybody has."""
+        try:
+            return self._store.head(slot).content_type
+        except (StreamNotFound, StoreUnavailable):
+            return JSON
 
     def _renew(self, credentials: Credentials, deadline: float) -> None:
         self._cache.evict(credentials)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from celery_streams import StreamNotFound
+from celery_streams import StreamNotFound, WriteTimeout
 from tests.apps.lifecycle_app import app
 
 _NAMES = "tests.apps.lifecycle_app"  # those that tests.lifecycle.client sends
@@ -51,3 +52,39 @@ def several(self: Any, path: str, keys: list[str]) -> None:
         self.streams.append(os.getpid(), key=key)
     while not Path(path).exists():
         time.sleep(0.01)
+
+
+@app.task(bind=True, name=f"{_NAMES}.leaves_a_thread")
+def leaves_a_thread(self: Any, folder: str, opened: bool) -> str:
+    """Be done while a thread still has the task's streams; it writes once ``go`` is there."""
+    mine, place = self.streams, Path(folder)
+    if opened:
+        mine.write("from the task")
+
+    def late() -> None:
+        while not (place / "go").exists():
+            time.sleep(0.005)
+        try:
+            mine.write("from the thread")
+            outcome = "accepted"
+        except Exception as error:
+            outcome = f"{type(error).__name__}: {error}"
+        (place / "part").write_text(outcome)
+        (place / "part").rename(place / "outcome")
+
+    threading.Thread(target=late, daemon=True).start()
+    return "done"
+
+
+@app.task(bind=True, name=f"{_NAMES}.retries_unheard", max_retries=1)
+def retries_unheard(self: Any, told: bool) -> str:
+    """Write while the store is away, then retry: knowing of it, or not."""
+    if self.request.retries:
+        return "done"
+    self.streams.write(0)
+    if told:
+        try:
+            self.streams.flush(timeout=0.5)
+        except WriteTimeout as error:
+            raise self.retry(countdown=0.1) from error
+    raise self.retry(countdown=0.1)

@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -19,16 +20,18 @@ from tests.servers import Proxy, ValkeyProcess
 from tests.servers.children import eventually
 from tests.workers import worker
 
+STEPS = "tests.lifecycle.step_app"
+
 
 @contextmanager
 def _worker_behind(
-    proxy: Proxy, server: ValkeyProcess, queue: str, **settings: Any
+    proxy: Proxy, server: ValkeyProcess, queue: str, *, module: str = APP, **settings: Any
 ) -> Iterator[Client]:
     """A worker that reaches the store, and only the store, through ``proxy``."""
     env = {f"CELERY_STREAMS_{name.upper()}": str(value) for name, value in settings.items()}
     with (
         worker(
-            APP,
+            module,
             server,
             queue=queue,
             concurrency=1,
@@ -169,3 +172,49 @@ def test_a_stream_whose_opening_arrives_after_its_runs_end_stays_shut(
         )
         assert client.streams.runtime.registry.describe(run_id).keys == ()
         assert list(client.streams.read(run_id, timeout=10)) == []
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["untold", "told"])
+def test_a_run_whose_chunks_are_lost_does_not_succeed_by_a_retry(
+    lifecycle_server: ValkeyProcess, told: bool
+) -> None:
+    """``self.retry()`` fails the task in place of sending a successor that knows nothing of them.
+
+    Unless the task retries because it was told: then it knows that they have to be written again.
+    """
+    with (
+        Proxy(lifecycle_server.port) as proxy,
+        _worker_behind(
+            proxy, lifecycle_server, "lossy", module=STEPS, drain_timeout=1, retry_timeout=1
+        ) as client,
+    ):
+        client.run("count", 1, queue="lossy")
+        proxy.refuse()
+        result = client.send("retries_unheard", told, queue="lossy")
+        if told:
+            assert result.get(timeout=30) == "done"
+        else:
+            with pytest.raises(Exception, match="1 chunks of") as raised:
+                result.get(timeout=30)
+            assert type(raised.value).__name__ in ("WriteTimeout", "StoreUnavailable")
+
+
+@pytest.mark.parametrize("opened", [False, True], ids=["unopened", "opened"])
+def test_a_thread_that_outlives_its_task_writes_nothing(
+    lifecycle_server: ValkeyProcess, tmp_path: Path, opened: bool
+) -> None:
+    """It would open a stream that nobody ends, or be refused where nobody sees it."""
+    with (
+        worker(STEPS, lifecycle_server, queue="threads", concurrency=1) as running,
+        Client.of(running) as client,
+    ):
+        run_id, _ = client.run("leaves_a_thread", str(tmp_path), opened, queue="threads")
+        if opened:
+            assert client.end(run_id) == "SUCCESS"
+        (tmp_path / "go").touch()
+        outcome = tmp_path / "outcome"
+        eventually(outcome.exists, "what the thread was told")
+        assert outcome.read_text().startswith("OutsideTask: the task ")
+        with client.streams.read(run_id, timeout=20) as reader:
+            assert list(reader) == (["from the task"] if opened else [])
+        assert reader.closed == "SUCCESS"

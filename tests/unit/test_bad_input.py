@@ -9,10 +9,13 @@ import math
 import pickle
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count, repeat
 from typing import Any
 
 import pytest
+from celery import Celery
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict
@@ -23,11 +26,13 @@ from celery_streams import (
     InvalidChunk,
     InvalidName,
     InvalidOffset,
+    ReadTimeout,
     Slot,
     StreamError,
     StreamNotFound,
     Streams,
     Writer,
+    WriteTimeout,
     errors,
 )
 from celery_streams.chunks import decode, encode_json, encoder_for, frame, unframe
@@ -319,7 +324,6 @@ def test_deep_nesting_is_read_back() -> None:
     "chunk",
     [
         frozenset([float("nan")]),
-        (number for number in (1.0, float("inf"))),
         {"a": frozenset([math.nan])},
     ],
 )
@@ -327,3 +331,53 @@ def test_nan_is_refused_in_whatever_it_hides(chunk: object) -> None:
     """Decided on the serialized bytes, so no container is forgotten."""
     with pytest.raises(InvalidChunk, match=r"NaN|Infinity|nan|inf"):
         encode_json(chunk)
+
+
+@pytest.mark.parametrize("chunk", [iter([1, 2]), (number for number in range(3)), count()])
+def test_an_iterator_is_no_chunk(chunk: object) -> None:
+    """``write(source)`` is meant as ``pipe(source)``; an endless one would take all memory."""
+    with pytest.raises(InvalidChunk, match=r"pipe\(\)"):
+        encode_json(chunk)
+
+
+def test_a_full_buffer_says_what_it_holds_at_most(unreachable: Streams) -> None:
+    """Small chunks fill it by their number, long before its bytes are used up."""
+    with pytest.raises(WriteTimeout, match="200000 chunks"):
+        unreachable.write_to("full", create=True).merge(repeat(1))
+
+
+@pytest.fixture
+def unreachable() -> Iterator[Streams]:
+    """Streams whose server is not there."""
+    streams = Streams(url="redis://127.0.0.1:1/0", write_timeout=0.2, connect_timeout=0.2)
+    yield streams
+    with suppress(StreamError):
+        streams.runtime.link.close()
+
+
+def test_a_read_timeout_tells_a_name_nobody_has_written_to(valkey: ValkeyProcess) -> None:
+    """From a stream that is silent: the id may be mistyped."""
+    streams = Streams(url=valkey.url)
+    with pytest.raises(ReadTimeout, match="there is no such stream yet"):
+        next(streams.read("mistyped", timeout=0.2))
+    with streams.write_to("silent", create=True) as writer:
+        writer.write(1)
+    with pytest.raises(ReadTimeout, match="the stream has not ended"):
+        list(streams.read("silent", timeout=0.2))
+    streams.close()
+
+
+def test_a_name_in_the_apps_configuration_that_is_no_setting_is_refused() -> None:
+    """With everything else that is wrong. The environment may have names of others'."""
+    app = Celery("misspelt", set_as_current=False)
+    app.conf.update(streams_retentoin=5, streams_retention=-1)
+    with pytest.raises(ConfigurationError, match=r"RETENTION.*'retentoin'|'retentoin'.*RETENTION"):
+        _ = Streams(app).settings
+
+
+@pytest.mark.parametrize("name", ["retention", "orphan_timeout", "credentials_ttl", "lock_lease"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), "inf"])
+def test_a_setting_is_a_finite_number(name: str, value: object) -> None:
+    """Refused when it is read, not where it is first turned into milliseconds."""
+    with pytest.raises(ConfigurationError, match=name.upper()):
+        _ = Streams(None, **{name: value}).settings  # type: ignore[arg-type]

@@ -31,6 +31,12 @@ def test_a_broker_that_hides_messages_delivers_a_lost_one_after_its_timeout(brok
     assert _grace(broker, {"visibility_timeout": 90}, acks_late=True) == 90.0
 
 
+@pytest.mark.parametrize("broker", [["redis://a", "redis://b"], "redis+socket:///run/a.sock"])
+def test_every_spelling_of_a_broker_counts(broker: str) -> None:
+    """A list for failover; a transport with the way to reach it."""
+    assert _grace(broker, acks_late=True) == HOUR
+
+
 def test_a_broker_that_sees_the_connection_go_delivers_at_once() -> None:
     """AMQP returns a lost worker's messages by itself, whatever the options say."""
     assert _grace("amqp://host", {"visibility_timeout": 90}, acks_late=True) == 0.0

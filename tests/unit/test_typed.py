@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from celery_streams import InvalidChunk, InvalidName, OutsideTask, Streams
 from tests.servers import ValkeyProcess
@@ -30,6 +30,31 @@ class Row:
 
     id: int
     name: str
+
+
+class Aliased(BaseModel):
+    """A field with another name outside."""
+
+    text: str = Field(alias="t")
+
+
+class Strict(BaseModel):
+    """What JSON has no type for comes back from the type it has."""
+
+    model_config = ConfigDict(strict=True)
+    tags: set[str]
+
+
+class Computed(BaseModel):
+    """A value that is written by nobody and taken from nobody."""
+
+    model_config = ConfigDict(extra="forbid")
+    word: str
+
+    @computed_field
+    @property
+    def length(self) -> int:
+        return len(self.word)
 
 
 @pytest.fixture
@@ -68,6 +93,9 @@ def _write(streams: Streams, kind: Any, values: list[Any]) -> tuple[str, list[st
         (int | str, [1, "a", 2]),
         (list[Token], [[Token(text="a")], []]),
         (dict[str, int], [{"a": 1}]),
+        (Aliased, [Aliased(t="a")]),
+        (Strict, [Strict(tags={"a", "b"})]),
+        (Computed, [Computed(word="abc")]),
     ],
 )
 def test_what_was_written_is_read_as_its_type(
@@ -107,6 +135,16 @@ def test_a_value_that_does_not_fit_is_refused_and_the_next_one_written(
     assert message.startswith(path)
     assert "does not fit the stream 'tokens'" in message
     assert list(streams.define("tokens", kind).read(run_id, timeout=5)) == [good]
+
+
+def test_a_typed_reader_resumes_like_any_other(streams: Streams) -> None:
+    """It says where it stands and how the stream ended, and can be closed."""
+    run_id, _ = _write(streams, int, [0, 1, 2])
+    tokens = streams.define("tokens", int)
+    with tokens.read(run_id, timeout=5) as reader:
+        assert next(reader) == 0
+    again = tokens.read(run_id, offset=reader.offset, timeout=5)
+    assert (list(again), again.offset, again.closed) == ([1, 2], 3, "SUCCESS")
 
 
 def test_a_stored_chunk_of_an_older_type_is_named_when_it_is_read(streams: Streams) -> None:
