@@ -104,6 +104,8 @@ class BoundedProtocol(HttpToolsProtocol):
         for cycle in self._unanswered:  # uvicorn tells the last one only
             _disconnect(cycle)
         super().connection_lost(exc)
+        for cycle in self._unanswered:
+            _release(cycle)
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """It will send nothing more: it may have gone, or it waits for its answers.
@@ -200,7 +202,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """The answer is sent, perhaps to a request that is not."""
-        self._unanswered.popleft()
+        _release(self._unanswered.popleft())
         super().on_response_complete()
         if self._half_closed and not self._unanswered:
             self.transport.close()
@@ -311,6 +313,17 @@ class Receiving:
 def _disconnect(cycle: RequestResponseCycle) -> None:
     cycle.disconnected = True
     cycle.message_event.set()
+
+
+def _release(cycle: RequestResponseCycle) -> None:
+    """Give up what is ours of a request that is over, because that refers to the request.
+
+    Garbage that goes round in circles stays until Python's collector looks for it, during which
+    nothing is delivered. Whoever is still at it has the parts it needs.
+    """
+    del cycle.send, cycle.receive  # uvicorn's own are there again
+    scope: Any = cycle.scope
+    del scope[WRITE], scope[CUT_OFF]
 
 
 def bounded(bounds: Bounds) -> type[BoundedProtocol]:

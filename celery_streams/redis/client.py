@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 import redis
@@ -171,10 +171,7 @@ class AsyncRedisLink:
         while hops := sending.hops():
             for pool, group in await self._by_pool(sending, hops):
                 try:
-                    async with self._turn():
-                        replies = await heeding_cancellation(
-                            self._lender.exchange(pool, sending.commands(group))
-                        )
+                    replies = await self._exchange(pool, sending.commands(group))
                 except REDIS_ERRORS as error:
                     sending.failed(group, error)
                 else:
@@ -224,24 +221,25 @@ class AsyncRedisLink:
         if client is not None:
             await client.aclose()
 
-    @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        """One of the round trips that may be under way; waits no longer than for a reply."""
-        if self._turns is None:
-            yield
-            return
-        if self._turns.locked():
+    async def _exchange(
+        self, pool: aioredis.ConnectionPool, commands: list[tuple[Arg, ...]]
+    ) -> list[Any]:
+        """One of the round trips that may be under way; waits for its turn as for a reply."""
+        turns = self._turns
+        if turns is None:
+            return await heeding_cancellation(self._lender.exchange(pool, commands))
+        if turns.locked():
             try:
                 async with asyncio.timeout(self.settings.socket_timeout):
-                    await self._turns.acquire()
+                    await turns.acquire()
             except TimeoutError:
                 raise rx.TimeoutError("every connection is waiting for a reply") from None
         else:
-            await self._turns.acquire()
+            await turns.acquire()
         try:
-            yield
+            return await heeding_cancellation(self._lender.exchange(pool, commands))
         finally:
-            self._turns.release()
+            turns.release()
 
     async def _by_pool(
         self, sending: Sending[T], hops: list[Hop]

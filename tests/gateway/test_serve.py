@@ -218,6 +218,32 @@ def _metric(gateway: Gateway, name: str) -> float:
     return float(found[1])
 
 
+def test_requests_leave_nothing_for_the_collector(valkey: ValkeyProcess) -> None:
+    """Not even clients that break off: the collector stops all delivery while it looks."""
+    request = b"POST /v1/stream/kept HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    request += b"content-length: 1\r\n\r\n1"
+    tail = b"GET /v1/stream/kept?offset=-1&live=sse HTTP/1.1\r\nhost: x\r\n\r\n"
+    with serving(valkey.url) as gateway:
+        gateway.request("PUT", "/v1/stream/kept", b"", {"content-type": "application/json"})
+        before = _collected(gateway)
+        with socket.create_connection(("127.0.0.1", gateway.port), timeout=15) as connection:
+            for _ in range(2000):
+                connection.sendall(request)
+                assert answer(connection).status == 204
+        for _ in range(200):
+            with socket.create_connection(("127.0.0.1", gateway.port), timeout=15) as connection:
+                connection.sendall(tail)
+                assert connection.recv(15).startswith(b"HTTP/1.1 200")
+        eventually(lambda: _metric(gateway, "subscribers") == 0, "all have been forgotten")
+        assert _collected(gateway) - before < 2000  # one for each would be very few
+
+
+def _collected(gateway: Gateway) -> float:
+    """Objects that the collector has freed so far."""
+    text = gateway.request("GET", "/metrics").body.decode()
+    return sum(map(float, re.findall(r"^python_gc_objects_collected_total{.*} (\S+)$", text, re.M)))
+
+
 def test_ctrl_c_ends_it_with_status_0(valkey: ValkeyProcess) -> None:
     """As SIGTERM does; nothing but the server's farewell in the log."""
     for number in (signal.SIGINT, signal.SIGTERM):
