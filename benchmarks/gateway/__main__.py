@@ -1,6 +1,7 @@
 """``python -m benchmarks.gateway``: the HTTP gateway beside other servers of the protocol.
 
 Every server gets the same load from the same generator, one after the other, on this machine.
+``bare`` is no server: it only writes, and shows what of that is the floor.
 CPU is that of the server's process, appends included, over the chunks its subscribers received.
 A server that sends chunks together (``chunks_per_read``) pays less for each: compare the
 latency, too. Lost is what is missing ten seconds after the last append, or came out of order.
@@ -23,12 +24,14 @@ from typing import NoReturn
 from benchmarks.figures import Budget, Figure, at_least, at_most, show, write_json
 from benchmarks.gateway.catch_up import beside_xrange, through_posts
 from benchmarks.gateway.fan_out import FanOut, Outcome, fan_out, hold
-from benchmarks.gateway.servers import GATEWAY, NODE, RAKAIA, serving, why_not
+from benchmarks.gateway.servers import BARE, GATEWAY, NODE, RAKAIA, serving, why_not
 from benchmarks.stage import Stage, own_server
 
 QUESTIONS = ("fan-out", "quarter", "crowd", "idle", "catch-up")
+#: What the bare writer is asked, too.
+_BARE = ("fan-out", "crowd")
 _POSTED = "gateway_post"
-_PREFIXES = {GATEWAY: GATEWAY, NODE: "node", RAKAIA: "rakaia"}
+_PREFIXES = {GATEWAY: GATEWAY, NODE: "node", RAKAIA: "rakaia", BARE: "bare"}
 #: Above this the generator's own share of a core may be what is measured.
 _BUSY = 0.75
 #: Cores that other processes may use, and milliseconds an append may leave late.
@@ -90,6 +93,8 @@ def main() -> None:
             ask = getattr(bench, question.replace("-", "_"))
             print(f"{question}:", flush=True)
             for name in servers:
+                if name == BARE and question not in _BARE:
+                    continue
                 start = time.monotonic()
                 ask(name, stage)
                 print(f"        {time.monotonic() - start:.0f} s", flush=True)
@@ -191,7 +196,7 @@ class _Benchmark:
         """All that were measured; Node's beside those of the others."""
         figures = []
         for name, unit, budgeted in _MEASURES:
-            for prefix in (GATEWAY, _POSTED, "rakaia", "node"):
+            for prefix in (GATEWAY, _POSTED, "rakaia", "node", "bare"):
                 load, _, measure = name.rpartition("/")
                 suffix = f"_{load}" if load else ""
                 value = self._values.get(prefix + suffix, {}).get(measure)

@@ -24,6 +24,8 @@ _TICK = os.sysconf("SC_CLK_TCK")
 _PR_SET_PDEATHSIG = 1
 
 GATEWAY, NODE, RAKAIA = "gateway", "Node", "rakaia"
+#: No server of the protocol: the least that delivering costs in Python.
+BARE = "bare"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,8 @@ def why_not(name: str) -> str | None:
         return None
     if find_spec("uvicorn") is None:
         return "uvicorn is not installed (make bench-gateway does that)"
+    if name == BARE:
+        return None
     if name == RAKAIA:
         return None if find_spec("rakaia") else "rakaia-streams is not installed"
     if find_spec("celery_streams.gateway") is None:
@@ -141,6 +145,8 @@ def _command(name: str, port: int) -> list[str]:
         return ["node", str(_HERE / "reference.mjs"), str(port)]
     if name == GATEWAY:
         return [sys.executable, "-m", "benchmarks.gateway.app", str(port)]
+    if name == BARE:
+        return [sys.executable, "-m", "benchmarks.gateway.bare", str(port)]
     return [
         sys.executable, "-W", "ignore", "-m", "uvicorn", "--host", "127.0.0.1", "--port", str(port),
         "--log-level", "warning", "--no-access-log", "--backlog", "4096",
