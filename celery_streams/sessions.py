@@ -49,6 +49,10 @@ class SessionStream:
         """Write one chunk, wait until it is durable, return its sequence number."""
         return self.writer().append(chunk, timeout=timeout)
 
+    def revoke(self) -> int:
+        """Withdraw the channel's write credentials. See :meth:`celery_streams.Streams.revoke`."""
+        return self._owner.runtime.authority.revoke(self.slot)
+
     def close(self) -> Head:
         """End the channel for good."""
         return self._owner.close_stream(self.slot)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 from urllib.parse import quote, unquote
 
 from celery_streams.errors import InvalidName
@@ -67,8 +67,8 @@ def _shown(value: str) -> str:
 class Slot:
     """The identity of one stream, and the key under which its credentials are cached.
 
-    Build one with :meth:`run`, :meth:`session` or :meth:`path`, which validate; the constructor
-    trusts.
+    Build one with :meth:`run`, :meth:`session`, :meth:`path` or :meth:`at`, which validate; the
+    constructor trusts.
     """
 
     scope: Scope
@@ -96,6 +96,20 @@ class Slot:
             raise InvalidName(f"the path has more than {MAX_PATH_BYTES} bytes")
         # One segment of a Redis key, like every owner.
         return cls("path", quote(path, safe=""), "default")
+
+    @classmethod
+    def at(cls, path: str) -> Slot:
+        """The stream that ``path`` names in URLs, ``runs/<id>/<key>`` or any other.
+
+        A run's key and a session's channel may be left out.
+        """
+        first, _, rest = path.partition("/")
+        owner, _, key = rest.partition("/")
+        if first == "runs":
+            return cls.run(owner, key or "default")
+        if first == "sessions":
+            return cls.session(owner, cast("Channel", key or "out"))
+        return cls.path(path)
 
     def __str__(self) -> str:
         if self.scope == "path":

@@ -13,12 +13,13 @@ import click
 
 from celery_streams.app import Streams
 from celery_streams.cli.doctor import Finding, examine
+from celery_streams.cli.naming import one_stream, session_option
 from celery_streams.cli.printer import Printer, say, shown
 from celery_streams.cli.project import app_errors, app_of, streams_of
 from celery_streams.cli.serve import serve
 from celery_streams.cli.token import token
 from celery_streams.contracts import Head, Offset
-from celery_streams.errors import ReadTimeout, StreamError
+from celery_streams.errors import ReadTimeout, StreamError, StreamNotFound
 from celery_streams.slots import Slot
 
 _INTERRUPTED = 130
@@ -53,8 +54,7 @@ def streams() -> None:
 
 
 @streams.command()
-@click.argument("names", metavar="RUN_ID [KEY]", nargs=-1)
-@click.option("--session", metavar="ID", help="Tail a session's channel: [out|in] is the argument.")
+@one_stream()
 @click.option(
     "--offset",
     callback=_offset,
@@ -72,20 +72,12 @@ def streams() -> None:
     help="Seconds without a chunk after which to give up.",
 )
 @click.pass_context
-def tail(
-    ctx: click.Context,
-    names: Sequence[str],
-    session: str | None,
-    offset: Offset,
-    as_json: bool,
-    timeout: float,
-) -> None:
+def tail(ctx: click.Context, slot: Slot, offset: Offset, as_json: bool, timeout: float) -> None:
     """Print a stream's chunks, live, until it ends.
 
     Text is printed as it comes, everything else as JSON; control characters are shown to a
     terminal, not sent. How the stream ended is said on standard error.
     """
-    slot = _slot(names, session)
     reader = streams_of(ctx).open_reader(slot, offset, timeout)
     printer = Printer(as_json=as_json)
     try:
@@ -105,36 +97,37 @@ def tail(
 
 @streams.command("ls")
 @click.argument("run_id", required=False)
+@session_option("List a session's channels instead of a run's streams.")
 @click.pass_context
-def ls(ctx: click.Context, run_id: str | None) -> None:
-    """List the streams of a run: chunks, attempts, and whether they have ended.
+def ls(ctx: click.Context, run_id: str | None, session: str | None) -> None:
+    """List the streams of a run or a session: chunks, attempts, and whether they have ended.
 
-    Without a run: the streams of runs and sessions that were opened last.
+    Without either: the streams of runs and sessions that were opened last.
     """
     owner = streams_of(ctx)
-    if run_id is None:
+    if run_id is not None and session is not None:
+        raise click.UsageError("a run or a session, not both")
+    if run_id is None and session is None:
         latest = [("OPENED (UTC)", "STREAM"), *asyncio.run(_latest(owner))]
         for line in _table(latest, right=()):
             click.echo(line)
         return
     rows = [("KEY", "CHUNKS", "KEPT FROM", "ATTEMPTS", "STATE", "TYPE")]
-    for key in owner.keys(run_id):
-        head = owner.head(run_id, key)
+    for head in _channels(owner, session) if session else _of_run(owner, run_id or ""):
         state = head.closed or "open"
         numbers = (str(head.end), str(head.first), str(head.epoch))
-        rows.append((shown(key), *numbers, state, shown(head.content_type)))
+        rows.append((shown(head.slot.key), *numbers, state, shown(head.content_type)))
     for line in _table(rows, right=(1, 2, 3)):
         click.echo(line)
 
 
 @streams.command()
-@click.argument("run_id")
-@click.argument("key", default="default")
+@one_stream()
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
 @click.pass_context
-def head(ctx: click.Context, run_id: str, key: str, as_json: bool) -> None:
+def head(ctx: click.Context, slot: Slot, as_json: bool) -> None:
     """Show the state of one stream."""
-    facts = _facts(streams_of(ctx).head(run_id, key))
+    facts = _facts(streams_of(ctx).runtime.store.head(slot))
     if as_json:
         click.echo(json.dumps(facts))
         return
@@ -143,15 +136,14 @@ def head(ctx: click.Context, run_id: str, key: str, as_json: bool) -> None:
 
 
 @streams.command()
-@click.argument("run_id")
-@click.argument("key", default="default")
+@one_stream(paths=False)
 @click.pass_context
-def revoke(ctx: click.Context, run_id: str, key: str) -> None:
+def revoke(ctx: click.Context, slot: Slot) -> None:
     """Withdraw the write credentials of a stream; who may still write gets new ones."""
-    owner = streams_of(ctx)
-    owner.head(run_id, key)  # a name nobody has written to is a mistake worth telling
-    count = owner.revoke(run_id, key)
-    click.echo(f"withdrew {count} credential{'' if count == 1 else 's'} of runs/{run_id}/{key}")
+    runtime = streams_of(ctx).runtime
+    runtime.store.head(slot)  # a name nobody has written to is a mistake worth telling
+    count = runtime.authority.revoke(slot)
+    say(f"withdrew {count} credential{'' if count == 1 else 's'} of {slot}")
 
 
 @streams.command()
@@ -177,18 +169,19 @@ streams.add_command(serve)
 streams.add_command(token)
 
 
-def _slot(names: Sequence[str], session: str | None) -> Slot:
-    most = 1 if session else 2
-    if len(names) > most:
-        raise click.UsageError(f"too many arguments: {' '.join(names[most:])}")
-    if session:
-        channel = names[0] if names else "out"
-        if channel not in ("out", "in"):
-            raise click.UsageError(f"a session has the channels out and in, not {channel!r}")
-        return Slot.session(session, "in" if channel == "in" else "out")
-    if not names:
-        raise click.UsageError("which run? Give its id (the task id), or --session ID")
-    return Slot.run(*names)
+def _of_run(owner: Streams, run_id: str) -> list[Head]:
+    return [owner.head(run_id, key) for key in owner.keys(run_id)]
+
+
+def _channels(owner: Streams, session_id: str) -> list[Head]:
+    """Those of a session's channels that are there."""
+    session, found = owner.session(session_id), []
+    for channel in (session.out, session.inbox):
+        with suppress(StreamNotFound):
+            found.append(channel.head())
+    if not found:
+        raise StreamNotFound(f"session {session_id} has no streams (yet), or they have expired")
+    return found
 
 
 async def _latest(owner: Streams) -> list[tuple[str, str]]:

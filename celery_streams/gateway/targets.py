@@ -35,23 +35,12 @@ def parse_target(path: str) -> Target:
     Raises:
         Problem: 400 for a path that names no stream.
     """
-    first, _, rest = path.partition("/")
-    if first == RESERVED:
+    if path.partition("/")[0] == RESERVED:
         raise Problem(404, "not-found", "there is no such control resource")
     try:
-        if first == "runs":
-            run_id, _, key = rest.partition("/")
-            return _target(Slot.run(run_id, key or "default"), path)
-        if first == "sessions":
-            session_id, _, channel = rest.partition("/")
-            slot = Slot.session(session_id, channel or "out")  # type: ignore[arg-type]
-            return _target(slot, path)
-        return _target(Slot.path(path), path)
+        slot = Slot.at(path)
     except InvalidName as error:
         raise Problem(400, "invalid-path", str(error)) from None
-
-
-def _target(slot: Slot, path: str) -> Target:
     return Target(slot, resource_of(slot), path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pty
@@ -19,7 +20,9 @@ from click.testing import CliRunner, Result
 
 from celery_streams import Streams
 from celery_streams.cli import streams as group
+from celery_streams.gateway import create_app
 from example_project import documentation, tokens
+from tests.gateway.serving import ask
 from tests.servers import Cluster, RedisProcess, ServerProcess, ValkeyProcess
 from tests.workers import BROKER_DB, RESULT_DB, ROOT, Worker, worker
 
@@ -214,16 +217,68 @@ def test_revoke_withdraws_credentials_and_writers_get_new_ones(command: Run) -> 
     assert streams.stats().initializes == 2
 
 
+def test_every_command_names_a_sessions_channel_the_same_way(command: Run) -> None:
+    """``--session ID [out|in]`` for tail, head and revoke; ls shows the channels there are."""
+    streams: Streams = command.streams  # type: ignore[attr-defined]
+    name = uuid.uuid4().hex
+    session = streams.session(name)
+    session.out.append("answer")
+    lines = command("ls", "--session", name).stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["KEY", "out"]
+    session.inbox.append("question")
+    lines = command("ls", "--session", name).stdout.splitlines()
+    assert [line.split()[:2] for line in lines[1:]] == [["out", "1"], ["in", "1"]]
+    assert json.loads(command("head", "--session", name, "--json").stdout)["end"] == 1
+    told = command("head", "--session", name, "in").stdout
+    assert f"sessions/{name}/in" in told
+    said = command("revoke", "--session", name, "in").stdout
+    assert said == f"withdrew 1 credential of sessions/{name}/in\n"
+    session.out.close()
+    assert command("tail", "--session", name).stdout == "answer\n"
+    assert session.out.revoke() == 1  # its own: the command took the other channel's
+
+
+def test_a_path_names_any_stream_as_its_url_does(command: Run) -> None:
+    """Those that clients have created, and those that tasks write, as ``ls`` prints them."""
+    streams: Streams = command.streams  # type: ignore[attr-defined]
+    path = f"notes/{uuid.uuid4().hex}"
+
+    async def create() -> None:
+        app = create_app(streams, insecure=True)
+        url, kind = f"/v1/stream/{path}", "text/plain"
+        assert (await ask(app, "PUT", url, content_type=kind)).status == 201
+        posted = await ask(app, "POST", url, b"said", content_type=kind, stream_closed="true")
+        assert posted.status == 204
+        await app.aclose()
+
+    asyncio.run(create())
+    told = json.loads(command("head", "--path", path, "--json").stdout)
+    assert (told["stream"], told["end"], told["content_type"]) == (path, 1, "text/plain")
+    tailed = command("tail", "--path", path)
+    assert tailed.stdout == "said\n"
+    assert f"{path}: ended (CLOSED) at offset 1" in tailed.stderr
+    run_id = _write(command, "a", key="progress")
+    assert command("tail", "--path", f"runs/{run_id}/progress").stdout == "a\n"
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         (("ls", "nobody"), "nobody"),
+        (("ls", "--session", "nobody"), "nobody"),
+        (("ls", "run", "--session", "s"), "not both"),
+        (("head", "--session", "nobody"), "sessions/nobody/out"),
+        (("head", "--path", "no/such"), "no/such"),
+        (("head", "--path", "a//b"), "segment"),
+        (("tail", "--path", "a", "b"), "too many"),
+        (("tail", "--path", "a", "--session", "b"), "two streams"),
+        (("revoke", "--path", "a"), "--path"),
         (("head", "nobody"), "runs/nobody/default"),
         (("revoke", "nobody"), "runs/nobody/default"),
         (("tail", "../etc"), "reserved"),
         (("head", "run", "a\nb"), "control"),
         (("tail", "--session", "s", "sideways"), "sideways"),
-        (("tail",), "which run"),
+        (("tail",), "which stream"),
         (("tail", "a", "b", "c"), "too many"),
         (("tail", "a", "--offset", "then"), "neither a number"),
     ],
