@@ -47,6 +47,10 @@ class Demo:
         self._latencies: list[float] = []
         self._over_http: audit.Checked | None = None
 
+    def token(self) -> str:
+        """What opens the gateway's page."""
+        return self._streams.token(["read:*"])
+
     def play(self) -> bool:
         """All acts and the table; whether everything was as it must be."""
         acts: tuple[Callable[[], None], ...] = (
@@ -340,8 +344,10 @@ def _on(stage: Stage, console: Console, topic: str) -> int:
             f"[bold]celery-streams[/]  [dim]{stage.server_version} embedded; worker "
             f"{stage.worker_pid}, 2 children; reader {os.getpid()}[/]"
         )
-        console.print(f"[dim]gateway {stage.address}, until the demo ends[/]")
-        if not Demo(stage, console, topic).play():
+        demo = Demo(stage, console, topic)
+        console.print(f"[dim]watch it at {stage.address}/ too, until it ends; the page's token:[/]")
+        console.print(demo.token(), style="dim", soft_wrap=True, highlight=False)
+        if not demo.play():
             raise StageError("not everything arrived as it must: see the red numbers above")
         console.print(f"[dim]{time.monotonic() - began:.0f} s[/]")
     return 0

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -27,30 +28,51 @@ def _environment(**changes: str) -> dict[str, str]:
 
 
 def test_the_demo_ends_with_nothing_lost_and_nothing_twice() -> None:
-    """Without a terminal: exit code 0, plain text of 80 columns, and a table that adds up."""
-    done = subprocess.run(
+    """Without a terminal: exit code 0, plain text of 80 columns, and a table that adds up.
+
+    While it runs its page can be opened, with the token that it prints.
+    """
+    demo = subprocess.Popen(
         [sys.executable, "-m", "example_project.demo", "--topic", "zip"],
-        cwd=ROOT, env=_environment(PYTHONIOENCODING="utf-8"),
-        capture_output=True, text=True, timeout=100,
+        cwd=ROOT, env=_environment(PYTHONIOENCODING="utf-8", PYTHONUNBUFFERED="1"),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stderr == ""
-    assert "\x1b" not in done.stdout, "no colours where there is no terminal"
-    assert "Traceback" not in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 80
-    rows = {name: list(map(int, counts)) for name, *counts in _ROW.findall(done.stdout)}
-    assert len(rows) == 7, done.stdout
+    with demo:
+        try:
+            assert demo.stdout is not None
+            first = [next(demo.stdout) for _ in range(3)]
+            _open_page(first)
+            out, err = demo.communicate(timeout=100)
+        finally:
+            demo.terminate()
+    assert demo.returncode == 0, out + err
+    assert err == ""
+    assert "\x1b" not in out, "no colours where there is no terminal"
+    assert "Traceback" not in out
+    assert max(map(len, (*first[:2], *out.splitlines()))) <= 80
+    rows = {name: list(map(int, counts)) for name, *counts in _ROW.findall(out)}
+    assert len(rows) == 7, out
     *_, (streams, chunks, initializes, lost, duplicated) = rows.values()
     assert (lost, duplicated) == (0, 0)
     assert initializes == streams == 18
     assert chunks > 1000
-    assert re.search(r"attempt 2 went on at chunk \d+", done.stdout)
-    (by_http,) = re.findall(
-        r"^read over HTTP: (\d+) chunks, 0 lost, 0 duplicated$", done.stdout, re.M
-    )
+    assert re.search(r"attempt 2 went on at chunk \d+", out)
+    (by_http,) = re.findall(r"^read over HTTP: (\d+) chunks, 0 lost, 0 duplicated$", out, re.M)
     assert int(by_http) > 100
-    assert re.search(r"gateway http://127\.0\.0\.1:\d+", done.stdout)
-    assert re.search(r"p50 [\d.]+ ms, p99 [\d.]+ ms", done.stdout)
+    assert re.search(r"p50 [\d.]+ ms, p99 [\d.]+ ms", out)
+
+
+def _open_page(lines: list[str]) -> None:
+    """As somebody does who reads the demo's first lines."""
+    address = re.search(r"http://127\.0\.0\.1:\d+/", lines[1])
+    assert address is not None, lines
+    with urlopen(address[0], timeout=15) as page:
+        assert page.headers["content-type"].startswith("text/html")
+    asking = Request(
+        f"{address[0]}v1/runs", headers={"authorization": f"Bearer {lines[2].strip()}"}
+    )
+    with urlopen(asking, timeout=15) as answer:
+        assert answer.status == 200
 
 
 def test_the_demo_says_what_is_wrong_with_a_topic() -> None:
