@@ -97,6 +97,16 @@ class Hub:
         """How many readers follow a stream now."""
         return sum(len(topic.followers) for topic in self.topics.values())
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of events that wait for readers who do not take them."""
+        return sum(each.size for topic in self.topics.values() for each in topic.followers)
+
+    @property
+    def catching_up(self) -> int:
+        """How many readers are at the log, behind the live events."""
+        return sum(each.stale for topic in self.topics.values() for each in topic.followers)
+
     def drain(self) -> None:
         """End every live read, so that clients reconnect elsewhere. New ones end at once."""
         self.draining = True

@@ -176,6 +176,14 @@ class Metrics:
         gauges: dict[str, tuple[str, float]] = {
             "streams": ("Streams that somebody follows.", sum(len(hub.topics) for hub in hubs)),
             "subscribers": ("Open live reads.", sum(hub.followers for hub in hubs)),
+            "catching_up": (
+                "Of those, behind: they read the log.",
+                sum(h.catching_up for h in hubs),
+            ),
+            "waiting_bytes": (
+                "Bytes not yet taken by readers.",
+                sum(h.waiting_bytes for h in hubs),
+            ),
             "redis_connections": ("Open connections for requests.", _connections(hubs)),
             "event_loop_lag_seconds": ("How late the event loop was just now.", self._lag),
             "draining": ("1 while this process is about to stop.", self._sources.draining()),

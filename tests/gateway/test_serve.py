@@ -202,6 +202,32 @@ def test_a_subscriber_that_does_not_read_is_cut_off_without_an_error_in_the_log(
         assert "Traceback" not in gateway.log.text
 
 
+def test_what_waits_for_a_slow_subscriber_is_shown(valkey: ValkeyProcess) -> None:
+    """``waiting_bytes`` grows while it does not read, and is 0 once it has caught up."""
+    with serving(valkey.url) as gateway:
+        path = f"/v1/stream/lag-{time.time_ns()}"
+        gateway.request("PUT", path, headers={"content-type": "application/json"})
+        with socket.socket() as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow.settimeout(15)
+            slow.connect(("127.0.0.1", gateway.port))
+            slow.sendall(f"GET {path}?live=sse&offset=-1 HTTP/1.1\r\nhost: a\r\n\r\n".encode())
+            eventually(lambda: _metric(gateway, "subscribers") == 1, "it has subscribed")
+            appended = 0
+            while _metric(gateway, "waiting_bytes") == 0:
+                assert appended < 500, "nothing waits for a subscriber that reads nothing"
+                gateway.append(path, "x" * 60_000)
+                appended += 1
+            seen, rest = 0, b""
+            while seen < appended:
+                rest += slow.recv(2**20)
+                seen += rest.count(b"event: data")
+                rest = rest[-10:]
+            eventually(lambda: _metric(gateway, "waiting_bytes") == 0, "it has caught up")
+            assert _metric(gateway, "catching_up") == 0
+        assert _metric(gateway, "cut_off_total") == 0
+
+
 def _rest(connection: socket.socket) -> bytes:
     """The last of what comes until the connection ends."""
     last = b""
