@@ -79,6 +79,8 @@ class BoundedProtocol(HttpToolsProtocol):
     _timer: asyncio.TimerHandle | None = None
     _head_read = 0
     _in_body = False
+    #: Bytes of a body's framing (trailers, chunk extensions) since its last content.
+    _framing_read = 0
     #: A request has ended in what is being parsed.
     _ended = False
     #: It came when there were enough.
@@ -140,16 +142,19 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._timer is None and not self._in_body and self._answered():
             self._start()
         self._ended = False
+        self._framing_read += len(data)
         super().data_received(data)
         if self._in_body or self._ended:
             self._head_read = 0
-            return
-        self._head_read += len(data)
-        if self._head_read > self.bounds.head_bytes:
-            most = self.bounds.head_bytes
-            self._refuse(
-                Problem(431, "headers-too-large", f"a request's head has more than {most} bytes")
-            )
+            if self._ended:
+                self._framing_read = 0
+        else:
+            self._head_read += len(data)
+            self._framing_read = 0
+        most = self.bounds.head_bytes
+        if max(self._head_read, self._framing_read) > most:
+            what = "body has trailers or chunk extensions of" if self._in_body else "head has"
+            self._refuse(Problem(431, "headers-too-large", f"a request's {what} over {most} bytes"))
 
     def send_400_response(self, msg: str) -> None:
         """What has come is no request: answer with a problem document instead of uvicorn's."""
@@ -188,6 +193,19 @@ class BoundedProtocol(HttpToolsProtocol):
         if len(self.connections) > self.bounds.connections:
             scope[FULL] = self._late
             cycle.keep_alive = cycle.keep_alive and not self._late
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header is there, or a trailer: nobody asks for these, so they are dropped.
+
+        uvicorn would take them for headers, if they came before the application has looked.
+        """
+        if not self._in_body:
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body is there."""
+        self._framing_read = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The body is there, too."""

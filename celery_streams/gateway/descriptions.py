@@ -47,6 +47,8 @@ REFUSALS = {
 BODY_REFUSALS = {
     408: "the body was not complete in time",
     413: "the body, or one message of it, is too large",
+    415: "the body has a Content-Encoding",
+    501: "the body has a Transfer-Encoding other than chunked",
 }
 
 PROBLEM: Document = {

@@ -31,6 +31,13 @@ _HOST = re.compile(rb"[\w.~!$&'()*+,;=%:\[\]-]*")
 _DIGITS = re.compile(rb"[0-9]{1,18}")
 
 
+#: Bodies are stored as they come. Taken as they are, encoded ones would be read as something else.
+_AS_IT_IS = {
+    b"content-encoding": (b"", b"identity"),
+    b"transfer-encoding": (b"chunked",),
+}
+
+
 class ClientGone(Problem):
     """The client has left before its request was complete; nobody waits for an answer."""
 
@@ -55,7 +62,7 @@ def check_request(scope: Mapping[str, Any], settings: StreamsSettings) -> None:
     """Refuse a request (an ASGI ``scope``) that is too large or could mean two things.
 
     Raises:
-        Problem: 414 (URL), 431 (headers) or 400.
+        Problem: 414 (URL), 431 (headers) or 400; 415 or 501 for an encoding.
     """
     path: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
     query: bytes = scope.get("query_string") or b""
@@ -97,7 +104,7 @@ def check_headers(headers: Headers, most_bytes: int) -> None:
     """Refuse headers that are too large, given twice, or hold control characters.
 
     Raises:
-        Problem: 431 or 400.
+        Problem: 431 or 400; 415 or 501 for an encoding.
     """
     size, seen = 0, set()
     for name, value in headers:
@@ -108,6 +115,8 @@ def check_headers(headers: Headers, most_bytes: int) -> None:
         if name in seen and (name in _SINGLE or name.startswith(_SINGLE_PREFIXES)):
             raise Problem(400, "duplicate-header", f"the header {_shown(name)} is given twice")
         seen.add(name)
+        if name in _AS_IT_IS and value.strip().lower() not in _AS_IT_IS[name]:
+            raise _encoded(name)
     if size > most_bytes:
         raise Problem(
             431, "headers-too-large", f"the headers have {size} bytes; the limit is {most_bytes}"
@@ -189,6 +198,14 @@ async def _received(receive: Receive, most: int) -> bytes:
             raise BodyTooLarge(most, unread=message.get("more_body", False))
         if not message.get("more_body", False):
             return bytes(body)
+
+
+def _encoded(name: bytes) -> Problem:
+    if name == b"transfer-encoding":
+        text = "Transfer-Encoding must be chunked, and nothing besides"
+        return Problem(501, "transfer-encoding", text, headers={"Connection": "close"})
+    text = "send the body as it is, without a Content-Encoding"
+    return Problem(415, "content-encoding", text, headers={"Accept-Encoding": "identity"})
 
 
 def _bad_path(problem: str) -> Problem:

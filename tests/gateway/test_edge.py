@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import select
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from celery_streams.gateway.connections import listen
@@ -94,6 +97,56 @@ def test_a_body_that_is_none_is_refused_and_leaves_nothing_behind(gateway: Gatew
         refused(answer(connection), 400, "bad-request")
         assert connection.recv(100) == b""
     assert gateway.request("GET", path).document == []
+
+
+@pytest.mark.parametrize(
+    ("begun", "more"),
+    [
+        (b"0\r\n", b"x-a: " + b"b" * 8000 + b"\r\n"),
+        (b"0\r\nx-a: ", b"b" * 8000),
+        (b"3;", b"b" * 8000),
+    ],
+    ids=["trailers", "one-trailer", "extension"],
+)
+def test_what_surrounds_a_body_has_a_size_too(gateway: Gateway, begun: bytes, more: bytes) -> None:
+    """Trailers and chunk extensions without end are 431; they fill no memory."""
+    path = f"/v1/stream/around-{time.time_ns()}"
+    create(gateway, path)
+    head = request(
+        path, "host: x", "content-type: application/json", "transfer-encoding: chunked",
+        method="POST",
+    )  # fmt: skip
+    before = _resident(gateway)
+    with connected(gateway) as connection:
+        connection.sendall(head + b"3\r\n[1]\r\n" + begun)
+        sent = 0
+        with suppress(ConnectionError):
+            while sent < 100_000_000 and not select.select([connection], [], [], 0)[0]:
+                connection.sendall(more)
+                sent += len(more)
+        refused(answer(connection), 431, "headers-too-large")
+    assert _resident(gateway) - before < 20_000_000
+    assert gateway.request("GET", path).document == []
+
+
+def _resident(gateway: Gateway) -> int:
+    return int(psutil.Process(gateway.process.pid).memory_info().rss)
+
+
+def test_trailers_are_no_headers(gateway: Gateway) -> None:
+    """However a request's bytes arrive, what stands behind its body decides nothing."""
+    path = f"/v1/stream/trailing-{time.time_ns()}"
+    create(gateway, path)
+    head = request(
+        path, "host: x", "content-type: application/json", "transfer-encoding: chunked",
+        method="POST",
+    )  # fmt: skip
+    with connected(gateway) as connection:
+        for _ in range(2):  # a Stream-Seq that counts cannot come twice
+            trailers = b"stream-seq: 5\r\nstream-closed: true\r\n\r\n"
+            connection.sendall(head + b"3\r\n[1]\r\n0\r\n" + trailers)
+            assert answer(connection).status == 204
+    assert gateway.request("GET", path).document == [1, 1]
 
 
 def test_garbage_behind_a_request_is_not_answered_within_its_answer(gateway: Gateway) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from celery_streams import StreamsSettings
 from celery_streams.gateway.limits import (
     ClientGone,
+    check_headers,
     check_path,
     check_request,
     content_length,
@@ -106,6 +107,21 @@ def test_a_body_is_framed_in_one_way() -> None:
     """400 for a length beside chunks, by which requests are smuggled."""
     both = (b"content-length", b"1"), (b"transfer-encoding", b"chunked")
     assert refused(request(b"/x", b"", *both)) == (400, "bad-header")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        (b"content-encoding", b"gzip", (415, "content-encoding")),
+        (b"Content-Encoding", b"identity, br", (415, "content-encoding")),
+        (b"transfer-encoding", b"gzip, chunked", (501, "transfer-encoding")),
+        (b"Transfer-Encoding", b"identity", (501, "transfer-encoding")),
+    ],
+)
+def test_a_body_comes_as_it_is(name: bytes, value: bytes, expected: tuple[int, str]) -> None:
+    """A compressed one would be stored, and read, as something else: refused, not taken."""
+    assert refused(request(b"/x", b"", (name, value))) == expected
+    check_headers([(b"content-encoding", b"Identity"), (b"transfer-encoding", b" Chunked")], 1000)
 
 
 @pytest.mark.parametrize(

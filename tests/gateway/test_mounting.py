@@ -59,6 +59,17 @@ def test_the_protocol_is_served_below_the_prefix(parent: Gateway) -> None:
     assert parent.request("DELETE", PATH).status == 204
 
 
+def test_a_token_in_the_url_shows_in_no_line_of_the_parents_server(parent: Gateway) -> None:
+    """Its access log is plain uvicorn's, set up by others, and still has the line without it."""
+    token = "not-one-but-as-secret"
+    for path in (f"{PREFIX}/v1/stream/x", "/own"):
+        parent.request("GET", f"{path}?token={token}&offset=-1")
+        assert "token=[hidden]" in parent.log.wait_for(f"GET {path}?")
+    end(parent.process)
+    parent.log.join()
+    assert token not in parent.log.text
+
+
 def test_operations_are_below_the_prefix_and_the_rest_is_the_parents(parent: Gateway) -> None:
     """/readyz of the gateway; a path without the prefix never reaches it."""
     assert parent.request("GET", f"{PREFIX}/readyz").document == {"status": "ready"}
