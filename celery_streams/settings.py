@@ -158,6 +158,8 @@ class StreamsSettings(BaseSettings):
 
     #: Largest body of a request to the gateway, bytes.
     gateway_max_body_bytes: int = Field(8 * 1024 * 1024, gt=0)
+    #: Most messages of one request's JSON array: others wait while it is taken apart.
+    gateway_max_messages: int = Field(50_000, gt=0)
     #: Longest URL (path and query), bytes.
     gateway_max_url_bytes: int = Field(8 * 1024, gt=0)
     #: All of a request's headers together, bytes.

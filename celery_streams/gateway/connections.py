@@ -34,6 +34,8 @@ _LATE_HEAD_TIMEOUT = 2.0
 KEEP_ALIVE = 75
 #: Line ends, the method, the version and a target's scheme, beside what the settings bound.
 HEAD_SLACK = 4096
+#: Requests of one connection that may wait for the answer before theirs.
+_PIPELINED = 64
 #: Bytes of a URL that its parser can count.
 _COUNTABLE = 0xFFFF
 #: What a client still sends after a refusal is read for so many seconds, up to so many bytes:
@@ -177,6 +179,8 @@ class BoundedProtocol(HttpToolsProtocol):
         version = self.parser.get_http_version()
         if version not in ("1.0", "1.1"):
             self._give_up(Problem(505, "http-version", "this server speaks HTTP/1.1 and 1.0"))
+        if len(self._unanswered) > _PIPELINED:  # read no further; these are answered
+            self._give_up(Problem(429, "pipelined", "too many requests wait on one connection"))
         before = self.cycle
         super().on_headers_complete()
         self._stop()

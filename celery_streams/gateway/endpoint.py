@@ -75,6 +75,7 @@ class StreamEndpoint:
         self._gate = gate
         self._replies = replies
         self._settings = settings
+        self._limits = wire.Limits(settings.max_chunk_bytes, settings.gateway_max_messages)
         self._hub = hub
         self._live = LiveReads(hub, replies, settings)
 
@@ -192,8 +193,7 @@ class StreamEndpoint:
             self._gate.require(self._gate.access(scope), "read", found.resource)
             return found
 
-        limit = self._settings.max_chunk_bytes
-        creation = parse_creation(headers, body, target, limit, source)
+        creation = parse_creation(headers, body, target, self._limits, source)
         self._may_close(scope, target, closes=creation.closed)
         created, head = await self._store.create(target.slot, creation)
         if created and creation.chunks and self._appended is not None:
@@ -213,7 +213,7 @@ class StreamEndpoint:
 
     async def _post(self, scope: Scope, receive: Receive, send: Send, target: Target) -> None:
         body = await self._body(scope, receive)
-        post = parse_post(headers_of(scope), body, self._settings.max_chunk_bytes)
+        post = parse_post(headers_of(scope), body, self._limits)
         self._may_close(scope, target, closes=post.close)
         if post.close:
             await self._hub.over(target.slot)  # streams of a run that has ended, end as it did

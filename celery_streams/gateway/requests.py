@@ -11,7 +11,7 @@ from celery_streams.contracts import JSON
 from celery_streams.gateway.problems import Problem
 from celery_streams.gateway.replies import Scope
 from celery_streams.gateway.targets import Target
-from celery_streams.gateway.wire import canonical_type, parse_offset, split_body
+from celery_streams.gateway.wire import Limits, canonical_type, parse_offset, split_body
 from celery_streams.protocol import ClientProducer, Creation, ForkPoint, Lifetime, Post
 
 BINARY = "application/octet-stream"
@@ -54,7 +54,7 @@ def query_of(scope: Scope) -> dict[str, str]:
 
 
 def parse_creation(
-    headers: Headers, body: bytes, target: Target, limit: int, source: Callable[[str], Target]
+    headers: Headers, body: bytes, target: Target, limits: Limits, source: Callable[[str], Target]
 ) -> Creation:
     """What a ``PUT`` asks for. ``source`` resolves the path of a fork's source."""
     fork = _fork(headers, source)
@@ -68,11 +68,11 @@ def parse_creation(
         raise Problem(
             400, "invalid-lifetime", "streams of runs and sessions live as long as the server says"
         )
-    chunks = split_body(body, content_type, limit) if body and content_type else []
+    chunks = split_body(body, content_type, limits) if body and content_type else []
     return Creation(content_type, chunks, lifetime, is_true(headers, "stream-closed"), fork)
 
 
-def parse_post(headers: Headers, body: bytes, limit: int) -> Post:
+def parse_post(headers: Headers, body: bytes, limits: Limits) -> Post:
     """What a ``POST`` asks for."""
     producer = _producer(headers)
     close = is_true(headers, "stream-closed")
@@ -86,7 +86,7 @@ def parse_post(headers: Headers, body: bytes, limit: int) -> Post:
     content_type = media_type(headers)
     if content_type is None:
         raise Problem(400, "missing-content-type", "an append needs the stream's Content-Type")
-    chunks = split_body(body, content_type, limit)
+    chunks = split_body(body, content_type, limits)
     if not chunks:
         raise Problem(400, "empty-array", "an empty JSON array appends nothing")
     return Post(content_type, chunks, close, stream_seq, producer)

@@ -11,6 +11,8 @@ import random
 import re
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 from celery_streams.chunks import frame, unframe
@@ -95,18 +97,26 @@ def is_text(content_type: str) -> bool:
 # Request bodies
 
 
-def split_body(body: bytes, content_type: str, limit: int) -> list[bytes]:
-    """The chunks of a request body. ``limit`` is the largest chunk, bytes.
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may append: bytes of a chunk, messages of a JSON array."""
+
+    chunk: int
+    messages: int
+
+
+def split_body(body: bytes, content_type: str, limits: Limits) -> list[bytes]:
+    """The chunks of a request body.
 
     A JSON array is taken apart, one level (section 9.1.2); any other type has no boundaries,
     so what is too large for one chunk becomes several. Text is cut between characters, so that
     each chunk can be shown by itself.
     """
     if content_type == JSON:
-        return _split_json(body, limit)
+        return _split_json(body, limits)
     chunks, at = [], 0
     while at < len(body):
-        end = at + limit
+        end = at + limits.chunk
         if is_text(content_type):
             end = _between_characters(body, at, end)
         chunks.append(body[at:end])
@@ -122,22 +132,28 @@ def _between_characters(body: bytes, start: int, end: int) -> int:
     return end
 
 
-def _split_json(body: bytes, limit: int) -> list[bytes]:
+def _split_json(body: bytes, limits: Limits) -> list[bytes]:
     """The messages, each exactly as it was sent (numbers keep their digits), on one line."""
     try:
         text = body.decode()
         decoder = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=str, parse_float=str)
-        spans = list(_messages(text, decoder))
+        spans = list(islice(_messages(text, decoder), limits.messages + 1))
     except (ValueError, RecursionError) as error:
         raise Problem(400, "invalid-json", f"the body is not valid JSON: {error}") from None
+    if len(spans) > limits.messages:
+        raise Problem(
+            413,
+            "too-many-messages",
+            f"the body has more than {limits.messages} messages; send them in several requests",
+        )
     # Valid JSON has line ends between its tokens only.
     messages = [span.replace("\r", " ").replace("\n", " ").encode() for span in spans]
     for message in messages:
-        if len(message) > limit:
+        if len(message) > limits.chunk:
             raise Problem(
                 413,
                 "message-too-large",
-                f"a message has {len(message)} bytes; the limit is {limit}",
+                f"a message has {len(message)} bytes; the limit is {limits.chunk}",
             )
     return messages
 

@@ -151,6 +151,22 @@ def test_trailers_are_no_headers(gateway: Gateway) -> None:
     assert gateway.request("GET", path).document == [1, 1]
 
 
+def test_requests_that_wait_on_one_connection_have_a_number(gateway: Gateway) -> None:
+    """Some are answered in their order, then the connection ends; thousands fill no memory."""
+    path = f"/v1/stream/pipelined-{time.time_ns()}"
+    create(gateway, path, 1)
+    before = _resident(gateway)
+    with connected(gateway) as connection:
+        with suppress(ConnectionError):
+            connection.sendall(request(f"{path}?offset=-1", "host: x") * 20_000)
+        answered = 0
+        with suppress(ConnectionError):
+            while data := connection.recv(2**16):
+                answered += data.count(b"HTTP/1.1 200 OK")
+    assert 1 <= answered <= 100
+    assert _resident(gateway) - before < 20_000_000
+
+
 def test_garbage_behind_a_request_is_not_answered_within_its_answer(gateway: Gateway) -> None:
     """A live read goes on to its end; then the connection closes."""
     path = f"/v1/stream/behind-{time.time_ns()}"

@@ -20,7 +20,7 @@ from celery_streams.gateway.requests import parse_creation, parse_post
 from celery_streams.gateway.targets import parse_reference, parse_target
 
 T = TypeVar("T")
-LIMIT = 1 << 20
+LIMIT = wire.Limits(1 << 20, 1000)
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(),
@@ -111,6 +111,15 @@ def test_bytes_that_are_no_json(body: bytes) -> None:
     assert all(parsed(chunk) is not ... for chunk in chunks or ())
 
 
+def test_a_body_has_so_many_messages() -> None:
+    """One more is 413, told before the rest is looked at: everybody waits meanwhile."""
+    limits = wire.Limits(10, 3)
+    assert wire.split_body(b"[1,2,3]", JSON, limits) == [b"1", b"2", b"3"]
+    with pytest.raises(Problem) as caught:
+        wire.split_body(b"[1,2,3,4,what is no JSON", JSON, limits)
+    assert (caught.value.status, caught.value.code) == (413, "too-many-messages")
+
+
 @given(st.text(max_size=100), st.integers(4, 50))
 @example("\U0001f600" * 20, 5)
 def test_text_is_cut_between_characters(text: str, limit: int) -> None:
@@ -119,7 +128,7 @@ def test_text_is_cut_between_characters(text: str, limit: int) -> None:
         body = text.encode()
     except UnicodeEncodeError:
         return
-    chunks = wire.split_body(body, "text/plain;charset=utf-8", limit)
+    chunks = wire.split_body(body, "text/plain;charset=utf-8", wire.Limits(limit, 1))
     assert "".join(chunk.decode() for chunk in chunks) == text
     assert all(limit - 3 <= len(chunk) <= limit for chunk in chunks[:-1])
 
@@ -128,7 +137,7 @@ def test_text_is_cut_between_characters(text: str, limit: int) -> None:
 @example(b"\x80" * 30, 5)
 def test_text_that_is_none_is_cut_all_the_same(body: bytes, limit: int) -> None:
     """Bytes that are no UTF-8, or a limit below a character: nothing is lost or too large."""
-    chunks = wire.split_body(body, "text/plain", limit)
+    chunks = wire.split_body(body, "text/plain", wire.Limits(limit, 1))
     assert b"".join(chunks) == body
     assert all(0 < len(chunk) <= limit for chunk in chunks)
 
@@ -136,7 +145,7 @@ def test_text_that_is_none_is_cut_all_the_same(body: bytes, limit: int) -> None:
 @given(st.binary(max_size=200), st.integers(1, 50))
 def test_bytes_are_cut_and_put_together(body: bytes, limit: int) -> None:
     """Bytes are cut and put together."""
-    chunks = wire.split_body(body, "application/octet-stream", limit)
+    chunks = wire.split_body(body, "application/octet-stream", wire.Limits(limit, 1))
     assert b"".join(chunks) == body
     assert all(0 < len(chunk) <= limit for chunk in chunks)
 
