@@ -47,7 +47,7 @@ if limit > 0 and offset < tonumber(stream[1]) then
       break
     end
     from = '(' .. page[#page][1]
-    step = step * 2
+    step = math.min(step * 2, 128) -- what one XRANGE brings is not bounded by its bytes
   end
 end
 local oldest = redis.call('XRANGE', log, '-', '+', 'COUNT', 1)[1]
