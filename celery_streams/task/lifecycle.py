@@ -39,6 +39,7 @@ from celery_streams.redis.layout import Layout
 from celery_streams.runtime import Ending
 from celery_streams.subscriptions.tasks import WakeTask
 from celery_streams.task.attempt import RefusedAttempt, RunningAttempt
+from celery_streams.task.broker_loss import CloseOnce
 from celery_streams.task.current import run_chat, run_streams, running
 from celery_streams.task.identity import SESSION_HEADER, identify
 
@@ -71,6 +72,7 @@ class Lifecycle:
         for promise in app._pending:
             promise.__then__(self._instrument_promised, promise)
         app.on_after_finalize.connect(self._instrument_all, weak=False)
+        app.steps["consumer"].add(CloseOnce)
         # Named, because Celery 5.6 takes the same method of another object for the same receiver:
         # a second app in the process would have no hooks.
         name = f"celery_streams.{id(self)}"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser
 
+from example_project.chat_site import BUILT
 from tests.browser.stage import (
     DESK,
     REPORT_VIOLATIONS,
@@ -83,3 +85,11 @@ def browse(browser: Browser) -> Iterator[Browse]:
     for watched in made:
         watched.context.close()
     assert [each for watched in made for each in watched.unexpected] == []
+
+
+@pytest.fixture(scope="session")
+def built() -> Path:
+    """The page, which `make test-browser` has built."""
+    if not (BUILT / "index.html").exists():
+        pytest.skip("the chat page is not built: make chat-page")
+    return BUILT
