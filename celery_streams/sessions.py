@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 from celery import Celery
 
 from celery_streams.chat.agent import ChatAgent
+from celery_streams.chat.branches import Branch
 from celery_streams.chat.dispatch import dispatch
 from celery_streams.chat.history import asked, with_taken
 from celery_streams.chat.requests import Message, Request, user_message
 from celery_streams.chat.turns import SessionState, TurnCommands
 from celery_streams.contracts import Head, Offset
-from celery_streams.errors import ConfigurationError
-from celery_streams.slots import Slot
+from celery_streams.errors import ConfigurationError, StreamNotFound
+from celery_streams.slots import Slot, check_name
 from celery_streams.tokens import scope
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ class Session:
         *,
         agent: Any = None,
         body: dict[str, Any] | None = None,
+        replaces: str | None = None,
+        branch: str | None = None,
     ) -> str:
         """Have the session's agent answer a message: now, or when the active turn is over.
 
@@ -82,19 +85,60 @@ class Session:
             agent: the chat-agent task or its name; without one, the session's last, or the only
                 one that the app has.
             body: what the task finds in ``self.chat.body``.
+            replaces: the id of a message to edit: this one takes its place, and what was there is
+                left in a branch.
+            branch: the id of a branch to go on with; the history becomes a branch then.
 
         Returns:
             The id that the response message gets.
 
         Raises:
             ConfigurationError: there is no telling which agent.
+            InvalidName: no branch can be called that.
             TooManyMessages: ``chat_max_pending`` messages wait already.
             StreamClosed: the inbox has been closed.
             StoreUnavailable: the store cannot be reached.
         """
+        sent = user_message(message)
+        if replaces is not None:
+            sent = {**sent, "id": replaces}
+        return self._ask(
+            Request(
+                self._agent(agent),
+                message=sent,
+                message_id=replaces,
+                body=body or {},
+                branch=branch,
+            )
+        )
+
+    def regenerate(
+        self,
+        answer: str | None = None,
+        *,
+        agent: Any = None,
+        body: dict[str, Any] | None = None,
+        branch: str | None = None,
+    ) -> str:
+        """Have a question answered again: that of the message ``answer``, or the last one.
+
+        The answer there is, and what came after it, is left in a branch. Other arguments, the
+        result and what is raised: see :meth:`send`.
+        """
+        return self._ask(
+            Request(
+                self._agent(agent),
+                "regenerate-message",
+                message_id=answer,
+                body=body or {},
+                branch=branch,
+            )
+        )
+
+    def _ask(self, request: Request) -> str:
         runtime, commands = self._owner.runtime, self._commands()
-        name = str(getattr(agent, "name", agent)) if agent is not None else self._agent()
-        request = Request(name, message=user_message(message), body=body or {})
+        if request.branch is not None:
+            check_name(request.branch, "the branch")
         sent = runtime.link.call(commands.send(self.session_id, request))
         due = sent.due
         if sent.lost:
@@ -103,24 +147,48 @@ class Session:
             dispatch(self._app(), runtime.link, commands, due)
         return sent.reply
 
-    def messages(self) -> list[Message]:
-        """The history as the snapshot has it, with the message that is being answered."""
+    def messages(self, branch: str | None = None) -> list[Message]:
+        """The history as the snapshot has it, with the message that is being answered.
+
+        Args:
+            branch: the id of a branch, to have its messages instead.
+
+        Raises:
+            StreamNotFound: there is no such branch (any more).
+        """
+        if branch is not None:
+            return self._branch(branch)
         state = self._state()
         if state.active is None:
             return state.history or []
-        return with_taken(asked(state.history, state.active.request), state.taken)
+        request = state.active.request
+        history = state.history if request.branch is None else self._branch(request.branch)
+        return with_taken(asked(history, request), state.taken)
+
+    def branches(self) -> list[Branch]:
+        """What edits and regenerates have left behind, the last one first.
+
+        The last ``chat_keep_branches`` are kept. Read one with :meth:`messages`, go on with it
+        by :meth:`send`, or by :meth:`fork` in a session of its own.
+        """
+        return self._owner.runtime.link.call(self._commands().branches(self.session_id))
 
     def stop(self) -> bool:
         """Ask the active turn to stop; ``False`` if there is none."""
         return self._owner.runtime.link.call(self._commands().stop(self.session_id))[0]
 
-    def fork(self, session_id: str, *, through: str | None = None) -> Session:
+    def fork(
+        self, session_id: str, *, through: str | None = None, branch: str | None = None
+    ) -> Session:
         """A new session with this one's history, up to the message with the id ``through``.
+
+        With ``branch``, that one's messages instead of the history.
 
         Raises:
             ConfigurationError: there is no such message, or the new session has a history.
+            StreamNotFound: there is no such branch (any more).
         """
-        messages = self.messages()
+        messages = self.messages(branch)
         if through is not None:
             ids = [message["id"] for message in messages]
             if through not in ids:
@@ -141,6 +209,16 @@ class Session:
             ttl,
         )  # fmt: skip
 
+    def _branch(self, branch_id: str) -> list[Message]:
+        check_name(branch_id, "the branch")
+        call = self._commands().branch(self.session_id, branch_id)
+        messages = self._owner.runtime.link.call(call)
+        if messages is None:
+            raise StreamNotFound(
+                f"session {self.session_id} has no branch {branch_id!a} (any more)"
+            )
+        return messages
+
     def _commands(self) -> TurnCommands:
         runtime = self._owner.runtime
         return TurnCommands(runtime.layout, runtime.settings)
@@ -154,7 +232,9 @@ class Session:
             raise ConfigurationError("this Streams is attached to no Celery app to send tasks with")
         return app
 
-    def _agent(self) -> str:
+    def _agent(self, given: Any) -> str:
+        if given is not None:
+            return str(getattr(given, "name", given))
         last = self._owner.runtime.link.call(self._commands().agent(self.session_id))
         if last is not None:
             return last

@@ -147,6 +147,8 @@ class StreamsSettings(BaseSettings):
     chat_max_pending: int = Field(32, gt=0, le=1000)
     #: Turns, the last ones, whose chunks stay in a session's ``out`` stream.
     chat_keep_turns: int = Field(8, gt=0)
+    #: Branches that a session keeps, the last ones that an edit or a regenerate has left. 0: none.
+    chat_keep_branches: int = Field(16, ge=0, le=1000)
 
     #: Other values of ``secret`` whose tokens are accepted, too: the former one during a change.
     token_secrets: Several[SecretStr] = ()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from pydantic_core import to_json
 
 from celery_streams.chat.chunks import parse_chunk
 from celery_streams.chat.dispatch import dispatch_next
-from celery_streams.chat.history import asked, with_reply, with_taken
+from celery_streams.chat.history import with_reply
+from celery_streams.chat.keeping import opened, opened_from_snapshot, saved
 from celery_streams.chat.message import ResponseMessage
 from celery_streams.chat.requests import Message
 from celery_streams.chat.turns import ActiveTurn, TurnCommands
@@ -17,6 +19,8 @@ from celery_streams.contracts import JSON
 from celery_streams.errors import InvalidChunk, OffsetGone
 from celery_streams.runtime import Runtime
 from celery_streams.slots import Slot
+
+logger = logging.getLogger("celery_streams.chat")
 
 _TEXT = "An error occurred."
 
@@ -35,9 +39,17 @@ def end_for_worker(
     turn = state.active
     if turn is None or turn.task_id != task_id:
         return
-    history = task.load_messages(session_id)
-    history = state.history if history is None else history
-    messages = with_taken(asked(history, turn.request), state.taken)
+    look = (turn.request, state.history, state.taken)
+
+    def read_branch(session_id: str, branch_id: str) -> list[Message] | None:
+        return runtime.link.call(commands.branch(session_id, branch_id))
+
+    unsaved: Exception | None = None
+    try:
+        messages, left = opened(task, session_id, *look, read_branch, again=True)
+    except Exception as error:
+        unsaved = error
+        messages, left = opened_from_snapshot(*look)
     message = _written(runtime, session_id, turn, messages)
     chunks: list[Any] = [{"type": f"{kind}-end", "id": each} for kind, each in message.open_parts]
     if stopped:
@@ -51,9 +63,11 @@ def end_for_worker(
     reply = message.message()
     if any(part["type"] != "step-start" for part in reply["parts"]):
         messages = with_reply(messages, reply)
-    task.save_messages(session_id, messages)
+    unsaved = unsaved or saved(task, session_id, turn.turn_id, messages, left)
+    if unsaved is not None:
+        logger.error("could not save the messages of session %s: %r", session_id, unsaved)
     packed = [to_json(chunk) for chunk in chunks]
-    call = commands.finish(session_id, task_id, "", messages, packed)
+    call = commands.finish(session_id, task_id, "", messages, packed, left)
     _, due = runtime.link.call(call)
     dispatch_next(app, runtime.link, commands, due)
 

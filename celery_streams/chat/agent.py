@@ -53,6 +53,14 @@ class ChatAgent(Task):
         """Keep the history, the new answer at its end. May be called twice for one turn, with the
         same message ids, if a worker dies meanwhile."""
 
+    def load_branch(self, session_id: str, branch_id: str) -> list[Message] | None:
+        """A branch that :meth:`save_branch` has kept; ``None``: the copy in Redis."""
+        return None
+
+    def save_branch(self, session_id: str, branch_id: str, messages: list[Message]) -> None:
+        """Keep what an edit or a regenerate leaves behind: the history as it was. Called before
+        :meth:`save_messages`, perhaps twice with the same id."""
+
     def on_chat_start(self) -> None:
         """The session's first turn begins."""
 

@@ -36,6 +36,8 @@ class Request:
     #: Whatever else the client has sent.
     body: dict[str, Any] = field(default_factory=dict)
     reply: str = field(default_factory=new_id)
+    #: The branch that is continued, instead of the history.
+    branch: str | None = None
 
     @property
     def once(self) -> str:
@@ -61,6 +63,7 @@ class Request:
                 "message": self.message,
                 "messageId": self.message_id,
                 "body": self.body,
+                "branch": self.branch,
             },
             inf_nan_mode="null",
         )
@@ -78,6 +81,7 @@ class Request:
             values["messageId"],
             values["body"],
             reply.decode(),
+            values.get("branch"),
         )
 
 

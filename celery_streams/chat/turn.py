@@ -7,15 +7,18 @@ import logging
 import threading
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from celery import Celery
 from celery.exceptions import Ignore, Reject, Retry
 from pydantic_core import to_json
 
 from celery_streams.chat.agent import ChatAgent
+from celery_streams.chat.branches import Left
 from celery_streams.chat.dispatch import HEADER, dispatch_next
 from celery_streams.chat.history import asked, with_reply, with_taken
+from celery_streams.chat.insisting import insist
+from celery_streams.chat.keeping import opened, opened_from_snapshot, saved
 from celery_streams.chat.message import ResponseMessage
 from celery_streams.chat.requests import Message, Request, new_id, user_message
 from celery_streams.chat.response import ChatResponse
@@ -27,11 +30,15 @@ from celery_streams.errors import (
     StreamError,
     StreamFenced,
 )
+from celery_streams.redis.calls import Call
+from celery_streams.redis.client import RedisLink
 from celery_streams.runtime import Runtime
 from celery_streams.slots import Slot
 from celery_streams.writing.writers import AttemptWriters
 
 logger = logging.getLogger("celery_streams.chat")
+
+T = TypeVar("T")
 
 
 class Turn:
@@ -57,6 +64,9 @@ class Turn:
     ) -> None:
         self.stopping = threading.Event()
         self.messages: list[Message] = []
+        self._left = Left()
+        #: The history is known: it may be saved.
+        self._opened = False
         self._task = task
         self._run_id = run_id
         self._attempt = attempt
@@ -114,7 +124,7 @@ class Turn:
 
     def take(self) -> list[Message]:
         """The messages that wait; they are this turn's to answer now."""
-        taken = self._link.call(self._commands.take(self._session_id, self._attempt_id))
+        taken = self._insist(self._commands.take(self._session_id, self._attempt_id))
         known = len(self.messages)
         self.messages = with_taken(self.messages, taken)
         return self.messages[known:]
@@ -160,13 +170,8 @@ class Turn:
 
     def _run(self, body: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         result = None
-        if self.begun.number - int(self._task.request.retries or 0) > self._task.max_attempts:
-            error = StreamError(
-                f"a turn has had {self._task.max_attempts} attempts, which all died"
-            )
-            self._fail(error)
-            raise error
         try:
+            self._open()
             if not self.stopping.is_set():
                 if len(self.messages) <= 1:
                     self._task.on_chat_start()
@@ -200,7 +205,7 @@ class Turn:
             self._task.request.get(HEADER)
         )
         direct = None if sent else self._direct(args, kwargs)
-        begun = self._link.call(
+        begun = self._insist(
             self._commands.begin(
                 self._session_id, self._run_id, self._attempt_id, first=self._first, direct=direct
             )
@@ -217,11 +222,29 @@ class Turn:
         self._begun = begun
         if begun.stop:
             self.stopping.set()
-        history = self._task.load_messages(self._session_id)
-        if history is None:
-            history = begun.history
-        self.messages = with_taken(asked(history, begun.request), begun.taken)
+        self.messages, self._left = opened_from_snapshot(begun.request, begun.history, begun.taken)
         self._response = self._answer(begun)
+
+    def _open(self) -> None:
+        """Ask the task's hooks for the history."""
+        begun = self.begun
+        self.messages, self._left = opened(
+            self._task,
+            self._session_id,
+            begun.request,
+            begun.history,
+            begun.taken,
+            lambda *which: self._insist(self._commands.branch(*which)),
+            again=begun.number > 1,
+        )
+        self._opened = True
+        self._response = self._answer(begun)
+        self._check_attempts()
+
+    def _check_attempts(self) -> None:
+        attempts = self.begun.number - int(self._task.request.retries or 0)
+        if attempts > self._task.max_attempts:
+            raise StreamError(f"a turn has had {self._task.max_attempts} attempts, which all died")
 
     def _answer(self, begun: Begun) -> ChatResponse:
         last = self.message
@@ -281,20 +304,34 @@ class Turn:
         messages = self.messages
         if any(part["type"] != "step-start" for part in message["parts"]):
             messages = with_reply(messages, message)
-        self._task.save_messages(self._session_id, messages)
-        ended, due = self._link.call(
+        unsaved = self._save(messages)
+        if unsaved is not None and error is None:
+            chunks = [
+                {"type": "error", "errorText": self._task.error_text(unsaved)},
+                {"type": "finish", "finishReason": "error"},
+            ]
+        ended, due = self._insist(
             self._commands.finish(
                 self._session_id,
                 self._run_id,
                 self._attempt_id,
                 messages,
                 [to_json(chunk) for chunk in chunks],
+                self._left,
             )
         )
         if not ended:
             raise self._lost()
         self.messages = messages
         dispatch_next(self._app(), self._link, self._commands, due)
+        if unsaved is not None:
+            self._call_hook(lambda: self._task.on_error(unsaved))
+            raise unsaved
+
+    def _save(self, messages: list[Message]) -> Exception | None:
+        if not self._opened:
+            return None
+        return saved(self._task, self._session_id, self.begun.turn_id, messages, self._left)
 
     def _fail(self, error: Exception) -> None:
         self._call_hook(lambda: self._task.on_error(error))
@@ -302,11 +339,13 @@ class Turn:
             self._end(error=self._task.error_text(error))
         except (StreamError, Ignore) as problem:
             logger.error("could not end the turn of session %s: %s", self._session_id, problem)
+        except Exception:
+            logger.exception("could not save the messages of session %s", self._session_id)
 
     def _suspend(self) -> None:
         if self._writers is not None:
             self._writers.drain(self._runtime().settings.drain_timeout)
-        self._link.call(self._commands.suspend(self._session_id, self._attempt_id))
+        self._insist(self._commands.suspend(self._session_id, self._attempt_id))
 
     def _lost(self) -> Ignore:
         logger.warning(
@@ -341,5 +380,8 @@ class Turn:
         return TurnCommands(runtime.layout, runtime.settings)
 
     @property
-    def _link(self) -> Any:
+    def _link(self) -> RedisLink:
         return self._runtime().link
+
+    def _insist(self, call: Call[T]) -> T:
+        return insist(self._link, call, self._runtime().settings)

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic_core import from_json, to_json
 
+from celery_streams.chat.branches import Branch, Left
 from celery_streams.chat.requests import Message, Request, new_id
 from celery_streams.errors import StreamClosed, StreamError, TooManyMessages, TurnBusy
 from celery_streams.redis.calls import Call
@@ -97,6 +98,7 @@ class TurnCommands:
         self._lease = max(1, round(settings.orphan_timeout * 1000))
         self._most = settings.chat_max_pending
         self._kept = settings.chat_keep_turns
+        self._branches = settings.chat_keep_branches
 
     def stop_channel(self, session_id: str) -> str:
         """The channel of requests to stop."""
@@ -206,8 +208,9 @@ class TurnCommands:
     def renew(self, session_id: str, attempt_id: str, *, ask: bool = False) -> Call[list[int]]:
         """Show life (or only ``ask``): is the turn the attempt's, and is it to stop?"""
         inbox, out = _slots(session_id)
+        whats = ("turn", "pending", "taken", "history", "starts", "branches", "branch")
         keys = (
-            *self._chat(session_id, "turn", "pending", "taken", "history"),
+            *self._chat(session_id, *whats),
             self._layout.meta(inbox),
             self._layout.log(inbox),
             *self._stream(out),
@@ -237,6 +240,7 @@ class TurnCommands:
         attempt_id: str,
         messages: list[Message],
         chunks: Sequence[bytes],
+        left: Left,
     ) -> Call[tuple[bool, Dispatch | None]]:
         """End the turn: was it this attempt's, and which message is due then?"""
         next_task = new_id("turn")
@@ -252,10 +256,12 @@ class TurnCommands:
             raise _unexpected("finish", reply)
 
         out = Slot.session(session_id, "out")
+        whats = ("turn", "pending", "taken", "history", "starts", "branches", "branch")
+        keeps = bool(left.messages) and self._branches > 0
         return Call(
             _script("finish"),
             (
-                *self._chat(session_id, "turn", "pending", "taken", "history", "starts"),
+                *self._chat(session_id, *whats),
                 *self._stream(out),
             ),
             (
@@ -270,6 +276,10 @@ class TurnCommands:
                 _HANDOFF,
                 self._retention,
                 self._kept,
+                to_json(left.messages) if keeps else b"",
+                to_json(left.about) if keeps else b"",
+                left.continued or "",
+                self._branches,
             ),
             parse,
         )
@@ -285,7 +295,7 @@ class TurnCommands:
         return Call(_script("take_over"), keys, (task_id, _HANDOFF), parse)
 
     def take(self, session_id: str, attempt_id: str) -> Call[list[Request]]:
-        """Read what is pending into the running turn."""
+        """Read what is pending into the running turn: all that it has read so far."""
         out = Slot.session(session_id, "out")
         return Call(
             _script("take"),
@@ -307,6 +317,26 @@ class TurnCommands:
         """Give a session a history, if it has none."""
         keys = self._chat(session_id, "history")
         return Call("SET", keys, (to_json(messages), "NX", "PX", self._retention), bool)
+
+    def branches(self, session_id: str) -> Call[list[Branch]]:
+        """The session's branches, the last one first."""
+
+        def parse(reply: list[Any]) -> list[Branch]:
+            return [
+                Branch.parse(name.decode(), float(left_at), from_json(about))
+                for name, left_at, about in reply
+            ]
+
+        return Call(_script("branches"), self._chat(session_id, "branches", "branch"), (), parse)
+
+    def branch(self, session_id: str, branch_id: str) -> Call[list[Message] | None]:
+        """The messages of a branch; ``None``: there is none of this id (any more)."""
+        return Call(
+            "HGET",
+            self._chat(session_id, "branch"),
+            (branch_id,),
+            lambda reply: None if reply is None else from_json(reply),
+        )
 
     def look(self, session_id: str) -> Call[SessionState]:
         """The session now."""

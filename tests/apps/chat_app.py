@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -133,6 +134,42 @@ def scripted(self: Any, session_id: str) -> None:
     chunk, times = self.chat.body.get("repeat", (None, 0))
     for _ in range(times):
         self.chat.response.write(chunk)
+
+
+class Keeping(ChatAgent):
+    """Keeps its history where a user's database would be. ``body`` says which hook fails."""
+
+    abstract = True
+
+    def _read(self, name: str) -> Any:
+        if self.chat.body.get("fails") == name:
+            raise ConnectionError(f"a secret of {name}")
+        kept = _gate().get(f"{name}:{self.chat.session_id}")
+        return None if kept is None else json.loads(kept)
+
+    def load_messages(self, session_id: str) -> Any:
+        return self._read("messages")
+
+    def save_messages(self, session_id: str, messages: list[Any]) -> None:
+        if self.chat.body.get("fails") == "save":
+            raise ConnectionError("a secret of save")
+        _gate().set(f"messages:{session_id}", json.dumps(messages))
+        if gate := self.chat.body.get("saved"):
+            pass_gate(gate)
+
+    def load_branch(self, session_id: str, branch_id: str) -> Any:
+        return self._read(f"branch:{branch_id}")
+
+    def save_branch(self, session_id: str, branch_id: str, messages: list[Any]) -> None:
+        _gate().set(f"branch:{branch_id}:{session_id}", json.dumps(messages))
+
+
+@app.task(bind=True, base=Keeping)
+def keeper(self: Any, session_id: str) -> None:
+    """Answer like ``echo``."""
+    for word in self.chat.text.split():
+        if not _control(self.chat, word):
+            _write(self.chat, word)
 
 
 @app.task(bind=True, base=ChatAgent, raise_on_stop=True)

@@ -76,6 +76,18 @@ class Page:
     async def messages(self) -> Any:
         return (await asyncio.to_thread(self.ask, "GET", "messages")).document
 
+    async def branches(self) -> list[Any]:
+        """What is listed of the session's branches."""
+        answer = await asyncio.to_thread(self.ask, "GET", "branches")
+        assert answer.status == 200
+        return list(answer.document["branches"])
+
+    async def branch(self, branch_id: str) -> list[Any]:
+        """A branch's messages."""
+        answer = await asyncio.to_thread(self.ask, "GET", f"branches/{branch_id}")
+        assert answer.status == 200
+        return list(answer.document["messages"])
+
     async def stop(self) -> Answer:
         return await asyncio.to_thread(self.ask, "POST", "stop")
 
@@ -183,6 +195,11 @@ def _hear(stream: Stream, event: bytes) -> None:
     stream.closed = stream.done = value.get("streamClosed", False)
 
 
+def texts(messages: list[Any]) -> list[str]:
+    """What the messages say, in a few characters: ``["hello", "hello"]``."""
+    return ["".join(part.get("text", "") for part in each["parts"]).strip() for each in messages]
+
+
 class Gates:
     """The test's side of :func:`tests.apps.chat_app.pass_gate`."""
 
@@ -222,7 +239,8 @@ def serving_agents(agents: Worker, *arguments: str, **env: str) -> Iterator[Gate
         "TEST_RESULT_BACKEND": agents.result_backend,
         "CELERY_STREAMS_CHAT_AGENTS": (
             "echo=tests.apps.chat_app.echo,stubborn=tests.apps.chat_app.stubborn,"
-            "slow=tests.apps.chat_app.slow,scripted=tests.apps.chat_app.scripted"
+            "slow=tests.apps.chat_app.slow,scripted=tests.apps.chat_app.scripted,"
+            "keeper=tests.apps.chat_app.keeper"
         ),
         **agents.env,
         **env,

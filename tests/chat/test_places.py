@@ -57,4 +57,9 @@ async def test_turns_work_there(page: Page, gates: Gates, gate: str) -> None:
         took = time.monotonic() - stopped_at
     assert stream.types[-1] == "abort"
     assert took < 1, "the signal is pushed: a renewal of the lease would take longer"
-    assert len((await page.messages())["messages"]) == 8
+    kept = (await page.messages())["messages"]
+    assert len(kept) == 8
+    again = await page.send(None, trigger="regenerate-message", messageId=kept[1]["id"])
+    assert again.text == "hello "
+    [branch] = await page.branches()
+    assert await page.branch(branch["id"]) == kept

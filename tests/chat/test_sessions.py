@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import pytest
 from celery import Celery
 
-from celery_streams import ConfigurationError, Streams
-from tests.chat.client import Gates, Page, serving_agents
+from celery_streams import ConfigurationError, InvalidName, StreamNotFound, Streams
+from tests.chat.client import Gates, Page, serving_agents, texts
 from tests.chat.conftest import APP
 from tests.gateway.serving import Gateway
 from tests.servers.children import eventually
@@ -74,6 +75,37 @@ async def test_a_session_is_forked_at_a_message(client: Streams, page: Page) -> 
         session.fork(uuid.uuid4().hex, through="nothing")
 
 
+async def test_branches_are_listed_read_and_gone_on_with_from_python(
+    client: Streams, page: Page
+) -> None:
+    """In the session itself, or in one of its own."""
+    await page.send("one")
+    session = client.session(page.chat)
+    question = session.messages()[0]
+    assert session.branches() == []
+    session.send("uno", replaces=question["id"])
+    await asyncio.to_thread(eventually, session.branches, "the branch")
+    [branch] = session.branches()
+    assert (branch.after, branch.text, branch.count) == (None, "one", 2)
+    assert abs((datetime.now(UTC) - branch.left_at).total_seconds()) < 60
+    assert texts(session.messages(branch.id)) == ["one", "one"]
+    fork = session.fork(uuid.uuid4().hex, branch=branch.id)
+    assert texts(fork.messages()) == ["one", "one"]
+    session.send("count", branch=branch.id)
+    await asyncio.to_thread(eventually, lambda: len(session.messages()) == 4, "the answer")
+    assert texts(session.messages()) == ["one", "one", "count", "3"]
+    assert texts(session.messages(session.branches()[0].id)) == ["uno", "uno"]
+    with pytest.raises(StreamNotFound, match="has no branch"):
+        session.messages(branch.id)
+    with pytest.raises(InvalidName):
+        session.messages(f"{branch.id}/about")
+    with pytest.raises(InvalidName):
+        session.send("x", branch="a/b")
+    session.regenerate(session.messages()[1]["id"])
+    await asyncio.to_thread(eventually, lambda: len(session.branches()) == 2, "another branch")
+    assert texts(session.messages()) == ["one", "one"]
+
+
 async def test_a_revoked_task_ends_its_turn_as_aborted(client: Streams, page: Page) -> None:
     """Its parent process does, with what there is of the answer; the next message is answered."""
     page.agent = "stubborn"
@@ -129,7 +161,8 @@ async def test_a_token_is_good_for_its_own_session(client: Streams, guarded: Gat
     page.chat = uuid.uuid4().hex
     assert (await page.send("hello")).status == 403
     assert (await page.stop()).status == 403
-    assert page.ask("GET", "messages").status == 403
+    for what in ("messages", "branches", "branches/x"):
+        assert page.ask("GET", what).status == 403
     assert page.ask("GET", "stream").status == 403
     page.chat, page.token = chat, None
     assert (await page.send("hello")).status == 401

@@ -25,7 +25,7 @@ from tests.servers import ValkeyProcess
 SUBSCRIPTION = "/v1/stream/__ds/subscriptions"
 #: What there is.
 KNOWN = {"run_id": "a", "key": "default", "session_id": "a", "channel": "out", "path": "a",
-         "subscription_id": "a", "agent": "none"}  # fmt: skip
+         "subscription_id": "a", "agent": "none", "branch_id": "a"}  # fmt: skip
 METHODS = ("get", "head", "put", "post", "delete")
 
 

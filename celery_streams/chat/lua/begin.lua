@@ -11,8 +11,12 @@ local lease, retention, request, id = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV
 --#include ./chat
 
 local known = redis.call('HMGET', turn, 'turn', 'task', 'number', 'last', 'reply', 'stop', 'request',
-  'base')
+  'base', 'attempt', 'epoch')
 local now = clock()
+if known[2] == task and known[9] == attempt then -- it has begun, and did not hear of it
+  return {'OK', known[1], known[5], tonumber(known[3]), tonumber(known[10]), known[6] and 1 or 0,
+    known[7], redis.call('GET', history), redis.call('LRANGE', taken, 0, -1)}
+end
 if known[2] ~= task then
   if request == '' or known[4] == task then
     return {'STALE'}

@@ -13,7 +13,7 @@ from celery_streams.gateway.problems import Problem
 from celery_streams.slots import check_name
 
 _TRIGGERS = ("submit-message", "regenerate-message")
-_OURS = ("id", "messages", "trigger", "messageId")
+_OURS = ("id", "messages", "trigger", "messageId", "branch")
 #: Longest id of a message, characters.
 _LONGEST_ID = 256
 
@@ -38,6 +38,12 @@ def parse_body(body: bytes, agent: str) -> tuple[str, Request]:
     if trigger not in _TRIGGERS:
         raise _bad(f"trigger must be one of {', '.join(_TRIGGERS)}")
     message = _last(values.get("messages"))
+    branch = values.get("branch")
+    if branch is not None:
+        try:
+            check_name(branch, "branch")
+        except InvalidName as error:
+            raise _bad(str(error)) from None
     message_id = values.get("messageId")
     if message_id is not None:
         _check_id(message_id, "messageId")
@@ -53,6 +59,7 @@ def parse_body(body: bytes, agent: str) -> tuple[str, Request]:
         message_id,
         {name: value for name, value in values.items() if name not in _OURS},
         message["id"] if message and continued and trigger == "submit-message" else new_id(),
+        branch,
     )
     try:
         encode_json([request.message, request.body])

@@ -40,6 +40,7 @@ _SENT: Document = {
         "messages": {"type": "array", "items": _MESSAGE},
         "trigger": {"type": "string", "enum": ["submit-message", "regenerate-message"]},
         "messageId": {"type": "string", "minLength": 1, "maxLength": 256},
+        "branch": NAME,
     },
 }
 
@@ -168,6 +169,23 @@ def _default() -> Document:
             get=operation(
                 "the session's history",
                 {**answer(200, "the messages", (), "application/json"), **problems(_NOBODY)},
+            ),
+        ),
+        f"{session}/branches": path_item(
+            one,
+            get=operation(
+                "what edits and regenerates have left behind",
+                {**answer(200, "the branches", (), "application/json"), **problems(_NOBODY)},
+            ),
+        ),
+        f"{session}/branches/{{branch_id}}": path_item(
+            {**one, "branch_id": NAME},
+            get=operation(
+                "the messages of a branch",
+                {
+                    **answer(200, "the messages", (), "application/json"),
+                    **problems({404: "there is no such agent, or no such branch"}),
+                },
             ),
         ),
     }

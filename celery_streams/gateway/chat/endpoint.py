@@ -140,6 +140,13 @@ class ChatEndpoint:
             case "messages" if not asked.durable:
                 _only(scope, "GET", "HEAD")
                 await self._messages(scope, send, access, session_id)
+            case "branches" if not asked.durable:
+                _only(scope, "GET", "HEAD")
+                await self._branches(scope, send, access, session_id)
+            case _ if what.startswith("branches/") and not asked.durable:
+                _only(scope, "GET", "HEAD")
+                branch_id = what.removeprefix("branches/")
+                await self._branch(scope, send, access, session_id, branch_id)
             case _:
                 raise Problem(404, "not-found", "there is nothing at this path")
 
@@ -236,7 +243,12 @@ class ChatEndpoint:
         state = await self._link.call(self._commands.look(session_id))
         messages = state.history or []
         if state.active is not None:
-            messages = with_taken(asked(messages, state.active.request), state.taken)
+            request = state.active.request
+            if request.branch is not None:
+                call = self._commands.branch(session_id, request.branch)
+                branch = await self._link.call(call)
+                messages = messages if branch is None else branch
+            messages = with_taken(asked(messages, request), state.taken)
         document = {
             "id": session_id,
             "messages": messages,
@@ -244,6 +256,23 @@ class ChatEndpoint:
             "pending": [each.message for each in state.pending if each.message is not None],
         }
         await self._document(scope, send, 200, document)
+
+    async def _branches(self, scope: Scope, send: Send, access: Access, session_id: str) -> None:
+        self._require(access, "read", Slot.session(session_id, "out"))
+        branches = await self._link.call(self._commands.branches(session_id))
+        document = {"id": session_id, "branches": [each.document() for each in branches]}
+        await self._document(scope, send, 200, document)
+
+    async def _branch(
+        self, scope: Scope, send: Send, access: Access, session_id: str, branch_id: str
+    ) -> None:
+        self._require(access, "read", Slot.session(session_id, "out"))
+        messages = None
+        if "/" not in branch_id:
+            messages = await self._link.call(self._commands.branch(session_id, branch_id))
+        if messages is None:
+            raise Problem(404, "no-such-branch", "the session has no branch of this id (any more)")
+        await self._document(scope, send, 200, {"id": branch_id, "messages": messages})
 
     async def _stream(self, asked: _Asked, session_id: str, reply: str, offset: int) -> None:
         """The UI message stream of one answer. One that breaks off breaks the connection: the
