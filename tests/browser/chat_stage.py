@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,10 @@ from playwright.sync_api import Page, expect
 from example_project import documentation
 from tests.gateway.serving import Gateway, running
 from tests.servers import ValkeyProcess
-from tests.workers import BROKER_DB, RESULT_DB
+from tests.workers import BROKER_DB, RESULT_DB, ROOT
+
+#: Where `make chat-page` puts the page.
+BUILT = ROOT / "build" / "chat_page"
 
 SITE = ("-m", "uvicorn", "example_project.chat_site:app", "--timeout-graceful-shutdown", "1")
 #: About four seconds for this answer: long enough for a test to come in between.
@@ -19,9 +23,19 @@ PACE = "40"
 QUESTION = "zip?"
 
 
+def bare(text: str) -> str:
+    """A text's letters and digits, without what Markdown adds: the same for both forms of it."""
+    return re.sub(r"[\W_]", "", re.sub(r"```\w*", "", text))
+
+
 def answered() -> str:
-    """What the page shows of the whole answer, once."""
-    return documentation.answer(QUESTION)
+    """What the page shows of the whole answer, once, :func:`bare`."""
+    return bare(documentation.answer(QUESTION))
+
+
+def shown(page: Page) -> str:
+    """What it shows now, :func:`bare`."""
+    return bare(page.locator(".assistant .text").text_content() or "")
 
 
 def addresses(server: ValkeyProcess) -> dict[str, str]:
@@ -56,6 +70,6 @@ def expect_whole_answer_once(*pages: Page) -> None:
         expect(page.locator(".assistant")).to_have_count(1)
         expect(page.locator(".assistant .tool")).to_have_count(1)
         expect(page.locator(".assistant progress")).to_have_count(1)
-        assert page.locator(".assistant .text").text_content() == answered()
+        assert shown(page) == answered()
         bar = page.get_by_label("Progress of the answer")
         assert bar.get_attribute("value") == bar.get_attribute("max")

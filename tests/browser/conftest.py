@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser
 
-from example_project.chat_site import BUILT
+from tests.browser.chat_stage import BUILT
 from tests.browser.stage import (
     DESK,
     REPORT_VIOLATIONS,

@@ -15,16 +15,17 @@ const transport = new DefaultChatTransport({ api: AGENT });
  * and a connection that broke are all the same to it.
  */
 export function useSession(id, { onUnsent }) {
-  const chat = useChat({ id, transport });
+  const chat = useChat({ id, transport, experimental_throttle: 40 });
   const [state, setState] = useState("looking"); // then "settled" or "offline"
+  const { viewed, fetchBranches, leave, versionsAt } = useBranches(id, chat, toLatest);
   const latest = useRef();
-  latest.current = { chat, onUnsent };
+  latest.current = { chat, onUnsent, viewed };
 
   const looking = useRef(false);
   const timer = useRef();
   async function look() {
     clearTimeout(timer.current);
-    if (looking.current || !idle(latest.current.chat)) return;
+    if (looking.current || latest.current.viewed || !idle(latest.current.chat)) return;
     looking.current = true;
     let again = false;
     try {
@@ -41,14 +42,17 @@ export function useSession(id, { onUnsent }) {
   /** Show the session as it is; whether to look again soon. */
   async function join() {
     const session = await request("GET", id, "messages");
-    const { chat, onUnsent } = latest.current;
-    if (!idle(chat)) return false; // something was sent meanwhile
+    const { chat, onUnsent, viewed } = latest.current;
+    if (viewed || !idle(chat)) return false; // something was done meanwhile
     setState(session.active ? "looking" : "settled");
     const known = new Set([...session.messages, ...session.pending].map((each) => each.id));
     const last = chat.messages.at(-1);
     if (last?.role === "user" && !known.has(last.id)) onUnsent(last);
     chat.setMessages(session.messages);
-    if (!session.active) return false;
+    if (!session.active) {
+      await fetchBranches();
+      return false;
+    }
     await chat.resumeStream();
     return true;
   }
@@ -96,7 +100,68 @@ export function useSession(id, { onUnsent }) {
     }
   }
 
-  return { ...chat, stop, state };
+  /** Send a message, in the branch that is shown. */
+  function send(message) {
+    const body = leave();
+    return chat.sendMessage(message, { body });
+  }
+
+  /** Have the answer `messageId`, or the last question, answered again. */
+  function again(messageId) {
+    const body = leave();
+    return chat.regenerate({ messageId, body });
+  }
+
+  function toLatest() {
+    leave();
+    latest.current.viewed = null;
+    look();
+  }
+
+  return { ...chat, send, again, stop, state, viewed, toLatest, versionsAt };
+}
+
+/**
+ * The branches that edits and regenerates have left. One can be looked at: the messages of the page
+ * are its messages then, and the next thing that is sent is for it (`branch` in the body).
+ */
+function useBranches(id, chat, toLatest) {
+  const [branches, setBranches] = useState([]); // the first one first
+  const [viewed, setViewed] = useState(null);
+
+  async function fetchBranches() {
+    setBranches((await request("GET", id, "branches")).branches.reverse());
+  }
+
+  async function show(branch) {
+    try {
+      const { messages } = await request("GET", id, `branches/${branch.id}`);
+      setViewed(branch.id);
+      chat.setMessages(messages);
+    } catch {
+      toLatest(); // it is gone, or the gateway is
+    }
+  }
+
+  /** What stands in the place of a message that is shown: how many, which one, and another. */
+  function versionsAt(place) {
+    const before = place > 0 ? chat.messages[place - 1].id : null;
+    const others = branches.filter((branch) => branch.after === before);
+    if (others.length === 0 || !idle(chat)) return {};
+    const shown = others.findIndex((branch) => branch.id === viewed);
+    return {
+      versions: others.length + 1,
+      version: shown < 0 ? others.length : shown,
+      onVersion: (number) => (number < others.length ? show(others[number]) : toLatest()),
+    };
+  }
+
+  function leave() {
+    setViewed(null);
+    return viewed ? { branch: viewed } : {};
+  }
+
+  return { viewed, fetchBranches, leave, versionsAt };
 }
 
 function idle(chat) {
