@@ -11,7 +11,7 @@ import json
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 _OPENAI = "https://api.openai.com/v1"
@@ -33,15 +33,19 @@ def configured() -> bool:
     return bool(os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_KEY"))
 
 
-def stream(question: str, so_far: str = "") -> Iterator[str]:
+def stream(
+    question: str, so_far: str = "", before: Iterable[tuple[str, str]] = ()
+) -> Iterator[str]:
     """The pieces of the model's answer as they come.
 
-    ``so_far`` is what an earlier attempt has delivered: the model is asked to go on from there.
+    ``before`` is what was said before the question, as roles and texts. ``so_far`` is what an
+    earlier attempt has delivered: the model is asked to go on from there.
 
     Raises:
         ModelError: it refused, cannot be reached, fell silent or stopped in mid-answer.
     """
-    messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": question}]
+    said = [("system", _SYSTEM), *before, ("user", question)]
+    messages = [{"role": role, "content": content} for role, content in said]
     if so_far:
         messages += [
             {"role": "assistant", "content": so_far},

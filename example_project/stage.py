@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -63,12 +63,17 @@ class Stage:
             self._gateway = GatewayProcess(log, _ROOT, self._arguments)
             self._start_worker()
             self.address = self._gateway.wait()
-        except BaseException:
-            self._stop()
+        except BaseException as error:
+            with undisturbed():
+                self._end(type(error))
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with undisturbed():
+            self._end(kind)
+
+    def _end(self, kind: type[BaseException] | None) -> None:
         self._stop()
         if kind is None or issubclass(kind, KeyboardInterrupt | SystemExit):
             shutil.rmtree(self.directory, ignore_errors=True)
@@ -125,10 +130,11 @@ class Stage:
         # Celery's results end their subscriptions when they are collected; without a server
         # Celery 5.6 would try that for long.
         gc.collect()
+        if self._worker is not None:
+            self._worker.terminate()
         if self._gateway is not None:
             self._gateway.stop()
         if self._worker is not None:
-            self._worker.terminate()
             try:
                 self._worker.wait(timeout=1.5)  # its tasks are done, or nobody waits for them
             except subprocess.TimeoutExpired:
@@ -139,6 +145,19 @@ class Stage:
             with contextlib.suppress(redis.RedisError):
                 self._server.shutdown(nosave=True)
             self._server.close()
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Let no second Ctrl+C, by somebody impatient, leave processes behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)
 
 
 def kill(pid: int) -> None:

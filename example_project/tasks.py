@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from celery_streams import ChatAgent, StreamNotFound
@@ -110,7 +110,7 @@ def assistant(self: Any, session_id: str) -> None:
         response.tool_output(call, {"found": None, "similar": unknown.close})
     else:
         response.tool_output(call, {"found": topic.name})
-    pieces, total = _pieces(question, [], None)
+    pieces, total = _pieces(question, [], None, _said(self.chat.messages[:-1]))
     progress = {"done": 0, "of": total}
     response.data("progress", progress, part_id="progress")
     # An id of our own: the convenience methods begin another text after each other part.
@@ -160,10 +160,21 @@ def _end(task: Any, key: str) -> int:
 
 
 def _pieces(
-    question: str, delivered: list[str], tokens_per_second: float | None
+    question: str,
+    delivered: list[str],
+    tokens_per_second: float | None,
+    before: Iterable[tuple[str, str]] = (),
 ) -> tuple[Iterator[str], int]:
     """What is still to be said, and how many pieces it will be in all as far as is known."""
     if model.configured():
-        return model.stream(question, "".join(delivered)), 0
+        return model.stream(question, "".join(delivered), before), 0
     pieces = tokens.split(documentation.answer(question))
     return tokens.paced(pieces[len(delivered) :], tokens_per_second), len(pieces)
+
+
+def _said(messages: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """The roles and texts of UI messages."""
+    for message in messages:
+        texts = [part["text"] for part in message["parts"] if part["type"] == "text"]
+        if texts:
+            yield message["role"], "".join(texts)

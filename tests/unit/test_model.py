@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -23,12 +23,20 @@ class Completions(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.behaviour = "complete"
         self.after_that: str | None = None
+        self.pieces = PIECES
+        #: Cleared, answers stop after their pieces, and do not end before it is set.
+        self.may_end = threading.Event()
+        self.may_end.set()
         self.requests: list[dict[str, Any]] = []
         self.authorizations: list[str | None] = []
 
 
 class Handler(BaseHTTPRequestHandler):
     server: Completions
+
+    def handle(self) -> None:
+        with suppress(ConnectionError):  # a client that went away
+            super().handle()
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -42,8 +50,10 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.event({"choices": [{"delta": {"role": "assistant", "content": ""}}]})
         self.wfile.write(b": a comment\n\n")
-        for piece in PIECES:
+        for piece in self.server.pieces:
             self.event({"choices": [{"delta": {"content": piece}}]})
+        if not self.server.may_end.wait(60):
+            return
         behaviour = self.server.behaviour
         self.server.behaviour = self.server.after_that or behaviour
         if behaviour == "error":
@@ -70,6 +80,7 @@ def completions_server() -> Iterator[Completions]:
     try:
         yield server
     finally:
+        server.may_end.set()
         server.shutdown()
         thread.join()
         server.server_close()
