@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 import redis
-from celery import Celery
+from celery import Celery, chord
 
 from celery_streams import ChatAgent, StopRequested, Streams
 
@@ -91,9 +91,22 @@ def _control(chat: Any, word: str) -> bool:
             os.kill(os.getpid(), signal.SIGKILL)
         case "raise":
             raise ValueError("a secret")
+        case "look":
+            for _ in range(int(argument)):
+                assert not chat.stopped
+        case "alone":
+            _be_alone(chat, float(argument))
         case _:
             return False
     return True
+
+
+def _be_alone(chat: Any, seconds: float) -> None:
+    """Say who is in a turn, and for how long."""
+    me = f"{chat.turn_id} {chat.attempt}"
+    _gate().rpush(f"turns:{chat.session_id}", f"enter {me}")
+    time.sleep(seconds)
+    _gate().rpush(f"turns:{chat.session_id}", f"leave {me}")
 
 
 def _write(chat: Any, word: str) -> None:
@@ -112,6 +125,9 @@ def _write(chat: Any, word: str) -> None:
             chat.stream.write({"mine": True})
         case "subtask":
             helper.delay("from a helper").get(disable_sync_subtasks=False)
+        case "subtasks":
+            each = [helper.si(f"chained {number}") for number in (1, 2)]
+            chord(each)(manager.si("deep")).get(disable_sync_subtasks=False)
         case "step":
             response.write({"type": "start-step"})
         case _:
@@ -157,6 +173,19 @@ class Keeping(ChatAgent):
         if gate := self.chat.body.get("saved"):
             pass_gate(gate)
 
+    def on_turn_start(self) -> None:
+        self._fail("start")
+
+    def on_turn_complete(self) -> None:
+        self._fail("complete")
+
+    def on_error(self, error: Exception) -> None:
+        self._fail("error")
+
+    def _fail(self, name: str) -> None:
+        if name in self.chat.body.get("fails", "").split():
+            raise ConnectionError(f"a secret of {name}")
+
     def load_branch(self, session_id: str, branch_id: str) -> Any:
         return self._read(f"branch:{branch_id}")
 
@@ -186,6 +215,12 @@ def slow(self: Any, session_id: str) -> None:
     """Write something, and take longer than allowed."""
     self.chat.response.text("partial")
     pass_gate(session_id)
+
+
+@app.task(bind=True)
+def manager(self: Any, text: str) -> None:
+    """A sub-agent that has one of its own."""
+    helper.delay(text).get(disable_sync_subtasks=False)
 
 
 @app.task(bind=True)

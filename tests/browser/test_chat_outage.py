@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
-from tests.browser.chat_stage import addresses, ask, expect_whole_answer_once, serving
+from tests.browser.chat_stage import QUESTION, addresses, ask, expect_whole_answer_once, serving
 from tests.browser.conftest import Browse
 from tests.gateway.serving import Gateway
 from tests.servers import ValkeyProcess
@@ -68,3 +68,46 @@ def test_a_server_restart_in_mid_answer_leaves_one_complete_answer(
         expect_whole_answer_once(page)
         assert page.evaluate("window.loadedOnce"), "the page was loaded again"
         page.close()
+
+
+def test_a_server_that_is_away_for_seconds_is_waited_for(
+    durable: ValkeyProcess, site: Gateway, browse: Browse
+) -> None:
+    """Away when the answer should end: it ends when the server is back. What is asked meanwhile
+    comes back to where it was typed, the page says what it waits for, and then takes it."""
+    watched = browse()
+    watched.expected = EXPECTED
+    page = watched.open(f"http://127.0.0.1:{site.port}/#{uuid.uuid4()}")
+    other = watched.open(f"http://127.0.0.1:{site.port}/#{uuid.uuid4()}")
+    expect(other.get_by_text("Ready")).to_be_visible()
+    ask(page)
+    wait_for_progress(page, 100)
+    durable.kill()
+    other.get_by_label("Your question").fill("And int?")
+    other.keyboard.press("Enter")
+    expect(other.get_by_text("Reconnecting…")).to_be_visible()
+    page.wait_for_timeout(3000)  # the answer's last chunks, and its end, wait in the worker
+    durable.start()
+    expect_whole_answer_once(page)
+    expect(other.get_by_text("Ready")).to_be_visible()
+    expect(other.get_by_label("Your question")).to_have_value("And int?")
+    expect(other.locator(".user")).to_have_count(0)
+    other.get_by_label("Your question").focus()
+    other.keyboard.press("Enter")
+    expect(other.locator(".assistant .text")).not_to_be_empty(timeout=20_000)
+
+
+def test_a_question_whose_turn_has_not_begun_when_the_server_restarts_is_answered(
+    durable: ValkeyProcess, site: Gateway, answering: Worker, browse: Browse
+) -> None:
+    """The worker has not taken it, or has just: the broker's list, the turn, or both survive."""
+    watched = browse()
+    watched.expected = EXPECTED
+    page = watched.open(f"http://127.0.0.1:{site.port}/#{uuid.uuid4()}")
+    expect(page.get_by_text("Ready")).to_be_visible()
+    page.get_by_label("Your question").fill(QUESTION)
+    with page.expect_response(lambda response: response.request.method == "POST"):
+        page.keyboard.press("Enter")
+    durable.kill()
+    durable.start()
+    expect_whole_answer_once(page)

@@ -224,6 +224,11 @@ class Gates:
         await asyncio.to_thread(eventually, there, f"somebody at the gate {name}")
         return int(found[-1])
 
+    def turns(self, session_id: str) -> list[list[str]]:
+        """What ``alone`` has said: enter or leave, the turn, and the attempt."""
+        told = self._redis.lrange(f"turns:{session_id}", 0, -1)
+        return [each.decode().split() for each in told]
+
     def hooks(self, session_id: str) -> list[str]:
         return [each.decode() for each in self._redis.lrange(f"hooks:{session_id}", 0, -1)]
 
