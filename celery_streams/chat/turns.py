@@ -24,8 +24,10 @@ from celery_streams.slots import Slot
 WRITER = "chat"
 #: Milliseconds between a turn's start and its message in the broker, at most.
 _HANDOFF = 10_000
-#: Milliseconds a message may wait in the broker before somebody else sends the turn again.
-_QUEUED = 6 * 3600_000
+#: Milliseconds a message may wait in the broker before it is sent again: at first, and at most.
+_QUEUED, _LONG_QUEUED = 10_000, 3600_000
+#: Milliseconds until a turn that waits for its retry is sent again.
+_SUSPENDED = 6 * 3600_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +153,7 @@ class TurnCommands:
     def sent(self, due: Dispatch) -> Call[bool]:
         """The broker has the message."""
         keys = self._chat(due.session_id, "turn")
-        return Call(_script("sent"), keys, (due.task_id, _QUEUED), bool)
+        return Call(_script("sent"), keys, (due.task_id, _QUEUED, _LONG_QUEUED), bool)
 
     def begin(
         self, session_id: str, task_id: str, attempt_id: str, *, first: bool, direct: Request | None
@@ -222,7 +224,7 @@ class TurnCommands:
     def suspend(self, session_id: str, attempt_id: str) -> Call[bool]:
         """The turn goes on with another message."""
         keys = self._chat(session_id, "turn")
-        return Call(_script("suspend"), keys, (attempt_id, _QUEUED), bool)
+        return Call(_script("suspend"), keys, (attempt_id, _SUSPENDED), bool)
 
     def stop(self, session_id: str) -> Call[tuple[bool, bool]]:
         """Ask the active turn to stop: is there one, and is its worker lost?"""
@@ -285,14 +287,16 @@ class TurnCommands:
         )
 
     def take_over(self, session_id: str) -> Call[Dispatch | None]:
-        """Take the turn of a lost worker over, if its lease has run out."""
-        task_id = new_id("turn")
+        """Send a turn again whose lease has run out: its worker, or its message, is lost."""
 
-        def parse(reply: bytes | None) -> Dispatch | None:
-            return None if reply is None else Dispatch(session_id, task_id, Request.parse(reply))
+        def parse(reply: list[bytes] | None) -> Dispatch | None:
+            if reply is None:
+                return None
+            task_id, request = reply
+            return Dispatch(session_id, task_id.decode(), Request.parse(request))
 
         keys = self._chat(session_id, "turn")
-        return Call(_script("take_over"), keys, (task_id, _HANDOFF), parse)
+        return Call(_script("take_over"), keys, (new_id("turn"), _HANDOFF), parse)
 
     def take(self, session_id: str, attempt_id: str) -> Call[list[Request]]:
         """Read what is pending into the running turn: all that it has read so far."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import redis
 
 from tests.chat.client import Gates, Page, serving_agents
 from tests.chat.conftest import APP, SETTINGS
 from tests.gateway.serving import Gateway
 from tests.servers import Proxy, ValkeyProcess
-from tests.servers.children import end
+from tests.servers.children import end, eventually
 from tests.workers import BROKER_DB, Worker, worker
 
 pytestmark = pytest.mark.anyio
@@ -101,6 +103,26 @@ async def test_messages_sent_while_no_worker_lives_are_answered_in_order(
     first, second = sorted(await asyncio.gather(*sending), key=lambda s: s.text[-2])
     assert first.text.endswith("1 ")
     assert second.text.endswith("3 ")
+
+
+async def test_a_message_that_the_broker_loses_is_sent_again_and_answered_once(
+    page: Page, agents: Worker
+) -> None:
+    """While somebody waits for the answer. One that was not lost after all changes nothing."""
+    await asyncio.to_thread(agents.stop)
+    broker: Any = redis.Redis.from_url(agents.broker_url)
+    async with page.sending("count") as stream:
+        await asyncio.to_thread(eventually, lambda: broker.delete("celery"), "the message")
+        await asyncio.to_thread(eventually, lambda: broker.llen("celery"), "it is sent again")
+        [again] = broker.lrange("celery", 0, -1)
+        broker.rpush("celery", again)
+        await asyncio.to_thread(agents.start)
+        await stream.until(lambda s: s.done)
+    assert stream.types.count("start") == 1
+    assert stream.text == "1 "
+    assert (await page.send("count")).text == "3 "
+    await asyncio.to_thread(agents.log.wait_for, "nothing is left to do")
+    broker.close()
 
 
 async def test_a_gateway_that_shuts_down_breaks_off_streams(

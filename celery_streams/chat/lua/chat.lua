@@ -36,7 +36,7 @@ end
 
 local function begin_turn(turn, id, task, request, start, lease)
   local agent, reply, message = parse(request)
-  redis.call('HDEL', turn, 'attempt', 'stop', 'base')
+  redis.call('HDEL', turn, 'attempt', 'stop', 'base', 'resent')
   redis.call('HSET', turn, 'turn', id, 'task', task, 'agent', agent, 'reply', reply, 'message',
     message, 'request', request, 'start', start, 'state', 'sent', 'number', 0, 'lease', lease)
 end

@@ -8,5 +8,5 @@ local attempt, lease = ARGV[1], tonumber(ARGV[2])
 if redis.call('HGET', turn, 'attempt') ~= attempt then
   return 0
 end
-redis.call('HSET', turn, 'attempt', '', 'state', 'queued', 'lease', clock() + lease)
+redis.call('HSET', turn, 'attempt', '', 'state', 'suspended', 'lease', clock() + lease)
 return 1

@@ -303,7 +303,9 @@ class ChatEndpoint:
     async def _take_over(self, session_id: str) -> None:
         due = await self._link.call(self._commands.take_over(session_id))
         if due is not None:
-            logger.warning("session %s: its turn's worker is lost, sent it again", session_id)
+            logger.warning(
+                "session %s: its turn's worker or message is lost, sent it again", session_id
+            )
             await self._dispatch(due)
 
     async def _dispatch(self, due: Dispatch) -> None:
