@@ -173,7 +173,7 @@ class Turn:
         try:
             self._open()
             if not self.stopping.is_set():
-                if len(self.messages) <= 1:
+                if self._is_first():
                     self._task.on_chat_start()
                 self._task.on_turn_start()
                 result = body(*args, **self._with_message(body, args, kwargs))
@@ -199,6 +199,10 @@ class Turn:
         self._end()
         self._call_hook(self._task.on_turn_complete)
         return result
+
+    def _is_first(self) -> bool:
+        """Whether the session has no past, not even one that was edited away."""
+        return self.begun.history is None and len(self.messages) <= 1 and not self._left.messages
 
     def _begin(self, args: Any, kwargs: Any) -> None:
         sent = bool((self._task.request.get("headers") or {}).get(HEADER)) or bool(

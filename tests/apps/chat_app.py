@@ -210,6 +210,13 @@ def stubborn(self: Any, session_id: str, message: Any) -> None:
         time.sleep(0.002)
 
 
+@app.task(bind=True, base=ChatAgent, session_argument="room")
+def renamed(self: Any, room: str) -> None:
+    """Say where it is."""
+    assert room == self.chat.session_id
+    self.chat.response.text(f"{self.chat.text} in {room}")
+
+
 @app.task(bind=True, base=ChatAgent, time_limit=1)
 def slow(self: Any, session_id: str) -> None:
     """Write something, and take longer than allowed."""

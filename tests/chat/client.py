@@ -245,7 +245,7 @@ def serving_agents(agents: Worker, *arguments: str, **env: str) -> Iterator[Gate
         "CELERY_STREAMS_CHAT_AGENTS": (
             "echo=tests.apps.chat_app.echo,stubborn=tests.apps.chat_app.stubborn,"
             "slow=tests.apps.chat_app.slow,scripted=tests.apps.chat_app.scripted,"
-            "keeper=tests.apps.chat_app.keeper"
+            "keeper=tests.apps.chat_app.keeper,renamed=tests.apps.chat_app.renamed"
         ),
         **agents.env,
         **env,

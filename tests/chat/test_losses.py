@@ -105,6 +105,22 @@ async def test_messages_sent_while_no_worker_lives_are_answered_in_order(
     assert second.text.endswith("3 ")
 
 
+async def test_a_turn_that_is_stopped_before_it_begins_does_nothing(
+    page: Page, agents: Worker, gates: Gates
+) -> None:
+    """No worker lives yet; the task's body is not run, and what waits behind it is answered."""
+    await asyncio.to_thread(agents.stop)
+    async with page.sending("never") as stream, page.sending("count") as other:
+        assert (await page.stop()).document == {"stopping": True}
+        await asyncio.to_thread(agents.start)
+        await stream.until(lambda s: s.done)
+        await other.until(lambda s: s.done)
+    assert stream.types[-1] == "abort"
+    assert stream.text == ""
+    assert other.text == "2 "
+    assert gates.hooks(page.chat).count("turn-start") == 1
+
+
 async def test_a_message_that_the_broker_loses_is_sent_again_and_answered_once(
     page: Page, agents: Worker
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.chat.client import Gates, Page, message
+from tests.servers import ValkeyProcess
 from tests.workers import Worker
 
 pytestmark = pytest.mark.anyio
@@ -237,6 +238,30 @@ async def test_hooks_are_called_once_a_turn(page: Page, gates: Gates) -> None:
     assert gates.hooks(page.chat)[:6] == [
         "chat-start", "turn-start", "save 2", "turn-complete", "turn-start", "save 4",
     ]  # fmt: skip
+    await page.send(None, trigger="regenerate-message", messageId="nothing")
+    first = (await page.messages())["messages"][0]
+    edited = {**first, "parts": [{"type": "text", "text": "c"}]}
+    await page.send(None, messages=[edited], messageId=first["id"])
+    await page.send("d")
+    assert gates.hooks(page.chat).count("chat-start") == 1, "an edit starts no chat"
+
+
+async def test_out_keeps_the_last_turns_and_the_history_all(
+    page: Page, store: ValkeyProcess
+) -> None:
+    """chat_keep_turns of them, whole: 8. A page that asks for one of them resumes it."""
+    for number in range(12):
+        await page.send(f"turn{number}")
+    log = store.client().xrange(f"cs/{{session/{page.chat}}}/log/out")
+    kept = [name for name in range(12) if f'"turn{name} "' in str(log)]
+    assert kept == list(range(4, 12))
+    assert len((await page.messages())["messages"]) == 24
+
+
+async def test_the_session_s_id_may_be_another_argument(page: Page) -> None:
+    """session_argument names it: for messages of the gateway as for those of Python."""
+    page.agent = "renamed"
+    assert (await page.send("hello")).text == f"hello in {page.chat}"
 
 
 async def test_steps_are_folded_on_their_way_and_kept_in_the_history(page: Page) -> None:
