@@ -16,7 +16,6 @@ from tests.servers import Proxy
 from tests.servers.children import eventually
 from tests.workers import BROKER_DB, RESULT_DB
 
-RUNS_APP = ("-m", "celery", "-A", "tests.apps.lifecycle_app", "streams", "serve")
 TOKEN_SECRET = "a secret of thirty-two bytes...."
 
 
@@ -153,8 +152,15 @@ class Follower:
 
 
 @contextmanager
-def serving_runs(url: str, command: tuple[str, ...] = RUNS_APP, **env: str) -> Iterator[Gateway]:
+def serving_runs(url: str, **env: str) -> Iterator[Gateway]:
     """A gateway of the app whose workers write, so that it can ask the result backend."""
+    with serving_app("tests.apps.lifecycle_app", url, **env) as gateway:
+        yield gateway
+
+
+@contextmanager
+def serving_app(app: str, url: str, **env: str) -> Iterator[Gateway]:
+    """A gateway of the app in the module ``app``."""
     database = url.rpartition("/")[0]
     env = {
         "TEST_BROKER_URL": f"{database}/{BROKER_DB}",
@@ -162,6 +168,7 @@ def serving_runs(url: str, command: tuple[str, ...] = RUNS_APP, **env: str) -> I
         "CELERY_STREAMS_RECHECK_INTERVAL": "0.5",
         **env,
     }
+    command = ("-m", "celery", "-A", app, "streams", "serve")
     with running(url, "--port", "0", "--insecure", command=command, env=env) as gateway:
         eventually(gateway.answers, "the gateway answers")
         yield gateway

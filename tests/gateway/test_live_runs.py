@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from celery_streams import Streams
-from tests.gateway.following import Follower, create, serving_runs
+from tests.gateway.following import Follower, create, serving_app, serving_runs
 from tests.gateway.serving import Answer, Gateway
 from tests.servers import ValkeyProcess
 from tests.workers import Worker, worker
@@ -160,14 +160,14 @@ async def test_a_run_that_does_it_all_between_two_looks_is_read_whole(
     store: ValkeyProcess, run_id: str, live: str
 ) -> None:
     """There is no stream; is the run over? It is, by now, and has left a stream to read."""
-    app = ("-m", "celery", "-A", "tests.apps.short_runs_app", "streams", "serve")
-    with serving_runs(store.url, app, **SECRET) as gateway:
+    with serving_app("tests.apps.short_runs_app", store.url, **SECRET) as gateway:
         if live.endswith("sse"):
             async with Follower(gateway.port, path_of(run_id)) as follower:
                 await follower.ended()
             assert (follower.values, follower.closed) == ([0, 1, 2], True)
             return
-        values, offset, closed = [], "-1", False
+        values: list[int] = []
+        offset, closed = "-1", False
         while not closed:
             answer = await get(gateway, f"{path_of(run_id)}?offset={offset}{live}")
             assert answer.status in (200, 204)

@@ -21,7 +21,7 @@ class LoopReader(Iterator[Any]):
             return on_idle()
 
         self._loop = loop
-        self.inner = AsyncReader(
+        self.inner: AsyncReader[Any] = AsyncReader(
             loop.inner, slot, on_idle=None if on_idle is None else asked, **options
         )
 

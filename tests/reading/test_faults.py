@@ -204,7 +204,8 @@ def test_cancelling_the_task_that_reads_releases_the_connection(
             got_one = asyncio.Event()
 
             async def consume(got_one: asyncio.Event = got_one) -> None:
-                async with AsyncReader(backend.loop.inner, SLOT, recheck=60) as reader:
+                reading: AsyncReader[Any] = AsyncReader(backend.loop.inner, SLOT, recheck=60)
+                async with reading as reader:
                     async for _ in reader:
                         got_one.set()
                         if where == "between chunks":
