@@ -117,6 +117,7 @@ def tokens(place: Place) -> TokenServer:
     for counter in (place.server.minted, place.server.requests, place.server.refused):
         counter.clear()
     place.server.asked_at.clear()
+    place.server.expired.clear()
     place.server.throttled_at.clear()
     return place.server
 

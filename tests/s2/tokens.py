@@ -61,12 +61,14 @@ class TokenServer:
         self.minted: Counter[str] = Counter()
         self.requests: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
+        self.expired: list[str] = []
         self._throttled: dict[str, tuple[int, float]] = {}
         self.throttled_at: list[tuple[str, float]] = []
         self._lost: Counter[str] = Counter()
         self._flowing = asyncio.Event()
         self._flowing.set()
         self.held = 0
+        self.slow = 0.0  #: seconds that each request takes besides
         self.sessions = self.open_sessions = 0
         self.asked_at: list[tuple[str, float]] = []
         self._loop = asyncio.new_event_loop()
@@ -116,6 +118,7 @@ class TokenServer:
 
     async def _handle(self, request: Request) -> Answer:
         path, _, query = request.path.partition("?")
+        await asyncio.sleep(self.slow)
         if path.startswith("/v1/access-tokens"):
             return self._control(request, path, query)
         if request.is_session:
@@ -194,7 +197,8 @@ class TokenServer:
         token = self.tokens.get(secret)
         if token is None:
             return _problem(401, "authn", "unknown or revoked access token")
-        if token.expires_at is not None and token.expires_at <= time.time():
+        if token.expires_at is not None and (over := time.time() - token.expires_at) >= 0:
+            self.expired.append(f"{token.id}, {over:.3f} s after its time")
             return _problem(401, "authn", "the access token has expired")
         why = token.refuses(request.headers.get("s2-basin", ""), stream, operations)
         return _problem(403, "permission_denied", why) if why else None

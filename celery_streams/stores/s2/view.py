@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -47,6 +48,9 @@ _MOST_RACES = 24
 _PATIENCE = 2
 #: Seconds a writer leaves the stream to those who have knocked, at most.
 _COURTESY = 0.1
+#: Seconds before the end of its credentials at which an append that others have overtaken is
+#: given back, to be sent again with newer ones.
+_EXPIRING = 2.0
 #: Records that one append may have; one is left for a command.
 _MOST_RECORDS = 900
 #: Records the server keeps beyond ``max_chunks`` before it is told to remove them.
@@ -200,8 +204,11 @@ class View:
         if self._answer_known():
             return None
         if self._raced:
-            await self._lose(self._races, token)
             self._raced = False
+            if self._queue[0].append.credentials.expires_at - time.time() < _EXPIRING:
+                self._fail(StoreUnavailable(f"others appended to {self._slot} first"))
+                return None
+            await self._lose(self._races, token)
         known = await self._memory.current_one(token)
         alike = [each.append for each in self._queue if each.token == token]
         known = await self._memory.with_producers(known, alike, token)
