@@ -33,7 +33,7 @@ from tests.conftest import SettingsFor
 from tests.servers import ServerProcess
 from tests.stores.contract.backend import Backend, Hand, chunks_of
 
-_names = itertools.count()
+names = itertools.count()
 #: For steps after which little can happen to a stream.
 _SELDOM = st.sampled_from([False] * 5 + [True])
 
@@ -75,7 +75,7 @@ class StoreModel(RuleBasedStateMachine):
 
     @initialize(target=attempts)
     def create(self):
-        self.slot = Slot.run(f"model-{next(_names)}")
+        self.slot = Slot.run(f"model-{next(names)}")
         self.chunks: list[int] = []
         self.ends: list[int] = []
         self.first = 0
@@ -87,7 +87,7 @@ class StoreModel(RuleBasedStateMachine):
 
     @rule(target=attempts, of=attempts, generation=st.integers(0, 2), redelivered=st.booleans())
     def deliver(self, of: Attempt, generation: int, redelivered: bool) -> Attempt:
-        return Attempt(of.run_id, f"x{next(_names)}", generation, redelivered)
+        return Attempt(of.run_id, f"x{next(names)}", generation, redelivered)
 
     @rule(target=hands, attempt=attempts)
     def start_writing(self, attempt: Attempt) -> Hand:
@@ -103,7 +103,7 @@ class StoreModel(RuleBasedStateMachine):
         """Another attempt of a run that writes; it appends at once, if it may."""
         attempt = Attempt(
             hand.attempt.run_id,
-            f"x{next(_names)}",
+            f"x{next(names)}",
             max(0, hand.attempt.generation + later),
             redelivered,
         )
@@ -113,23 +113,27 @@ class StoreModel(RuleBasedStateMachine):
 
     @rule(hand=hands, count=st.integers(1, 4))
     def append(self, hand: Hand, count: int) -> None:
-        chunks = [next(_names) for _ in range(count)]
+        chunks = [next(names) for _ in range(count)]
         expected = self._refusal(hand)
         if expected is not None:
             with pytest.raises(expected):
                 hand.append(*chunks)
             return
+        appended = self.applied(hand, hand.batch(*chunks), chunks)
+        assert hand.append(*chunks) == appended
+
+    def applied(self, hand: Hand, batch: Batch, chunks: list[int]) -> Appended:
+        """The batch is due: what the store answers, and from now on what it holds."""
         epoch = self._fence(hand.attempt).take(hand.attempt)
-        start = len(self.chunks)
-        assert hand.append(*chunks) == Appended(start, start + count, epoch)
-        assert hand.last is not None
-        appended = Appended(start, start + count, epoch, duplicate=True)
-        self.written[hand.producer.producer_id] = Written(hand.seq - 1, appended, hand.last)
+        start, end = len(self.chunks), len(self.chunks) + batch.count
+        again = Appended(start, end, epoch, duplicate=True)
+        self.written[hand.producer.producer_id] = Written(batch.seq, again, batch)
         self.chunks += chunks
         self.ends.append(len(self.chunks))
         if (kept := self.backend.settings.max_chunks) and len(self.chunks) > kept:
-            before = [end for end in self.ends if end <= len(self.chunks) - kept]
+            before = [each for each in self.ends if each <= len(self.chunks) - kept]
             self.first = max(before, default=0)
+        return Appended(start, end, epoch)
 
     @rule(hand=hands)
     def send_again(self, hand: Hand) -> None:
