@@ -2,8 +2,9 @@
 
 All of them write the same chunks to one stream each, on one s2-lite in memory, one after the
 other, in turns; a record of the SDK is a chunk, one of ours a batch of them. The latency is from
-before a chunk is handed over until a follower in another thread has it. ``BENCH_JSON=file``
-writes the figures as JSON too.
+before a chunk is handed over until a follower in another thread has it. Then the same again with
+s2-lite 50 ms away, there and back (``far``), and a chunk every 20 ms: before the one before it is
+acknowledged. ``BENCH_JSON=file`` writes the figures as JSON too.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from celery_streams.settings import StreamsSettings
 from celery_streams.stores.s2.address import parse_s2_address
 from celery_streams.stores.s2.client import Clients
 from tests.s2.servers import S2Lite
+from tests.servers import Distance
 
 #: Records of one append of the SDK's session: as many as S2 takes.
 _BATCH = 1000
@@ -45,6 +47,9 @@ class Sizes:
     pause: float = 0.05
 
 
+#: With every byte on its way for half of this, in each direction, seconds.
+ROUND_TRIP = 0.05
+FAR = Sizes(single=50, pause=0.02)
 QUICK = Sizes(2000, 20, 20, 1)
 
 
@@ -139,18 +144,18 @@ async def session_latencies(stream: S2Stream, sizes: Sizes) -> list[float]:
     return found
 
 
-def measure(streams: Streams, url: str, sizes: Sizes) -> list[Figure]:
-    """All figures, each the median of its rounds."""
+def measure(streams: Streams, url: str, sizes: Sizes, name: str = "s2") -> list[Figure]:
+    """All figures of one distance, each the median of its rounds."""
     address, settings = parse_s2_address(url), StreamsSettings(url=url)
 
     def with_sdk(work: Callable[[S2Stream, Any], Awaitable[Any]], size: Any) -> Any:
         async def run() -> Any:
             clients = Clients(address, settings)
-            name = uuid.uuid4().hex
+            stream = uuid.uuid4().hex
             basin = clients.basin("none")
-            await basin.ensure_stream(name)
+            await basin.ensure_stream(stream)
             try:
-                return await work(basin.stream(name), size)
+                return await work(basin.stream(stream), size)
             finally:
                 await clients.close()
 
@@ -163,32 +168,43 @@ def measure(streams: Streams, url: str, sizes: Sizes) -> list[Figure]:
         "append": lambda: ours_one_by_one(streams, sizes.single),
         "single": lambda: with_sdk(one_by_one, sizes.single),
     }
-    rates: dict[str, list[float]] = {name: [] for name in ways}
+    rates: dict[str, list[float]] = {way: [] for way in ways}
     latencies: dict[str, list[float]] = {"ours": [], "session": []}
     for number in range(sizes.rounds):
-        for name, way in ways.items():
-            rates[name].append(way())
+        for way, work in ways.items():
+            rates[way].append(work())
         latencies["ours"] += our_latencies(streams, sizes)
         latencies["session"] += with_sdk(session_latencies, sizes)
-        print(f"    round {number + 1} of {sizes.rounds}", flush=True)
-    rate = {name: statistics.median(values) for name, values in rates.items()}
+        print(f"    {name}: round {number + 1} of {sizes.rounds}", flush=True)
+    rate = {way: statistics.median(values) for way, values in rates.items()}
     beside = "the SDK's append session"
+    single = "an append a chunk"
     figures = [
         Figure(
-            "s2_chunks_per_s", rate["ours"], "1/s", beside, rate["session"],
+            f"{name}_chunks_per_s", rate["ours"], "1/s", beside, rate["session"],
             at_least(rate["ours"] / rate["session"], 0.9, "x"),
         ),
-        Figure("s2_chunks_per_s_2", rate["ours"], "1/s", "the SDK's producer", rate["producer"]),
-        Figure("s2_chunks_per_s_3", rate["ours"], "1/s", "an append a chunk", rate["single"]),
-        Figure("s2_appends_per_s", rate["append"], "1/s", "an append a chunk", rate["single"]),
+        Figure(
+            f"{name}_chunks_per_s_2", rate["ours"], "1/s", "the SDK's producer", rate["producer"]
+        ),
+        Figure(f"{name}_chunks_per_s_3", rate["ours"], "1/s", single, rate["single"]),
+        Figure(f"{name}_appends_per_s", rate["append"], "1/s", single, rate["single"]),
     ]  # fmt: skip
-    for share, name in ((0.5, "p50"), (0.99, "p99")):
+    for share, part in ((0.5, "p50"), (0.99, "p99")):
         mine, theirs = (
             1000 * sorted(values)[int(share * (len(values) - 1))]
             for values in (latencies["ours"], latencies["session"])
         )
-        figures.append(Figure(f"s2_latency_{name}_ms", mine, "ms", beside, theirs))
+        figures.append(Figure(f"{name}_latency_{part}_ms", mine, "ms", beside, theirs))
     return figures
+
+
+def _measured(url: str, redis_url: str, sizes: Sizes, name: str) -> list[Figure]:
+    streams = Streams(url=url, redis_url=redis_url)
+    try:
+        return measure(streams, url, sizes, name)
+    finally:
+        streams.close()
 
 
 def main() -> None:
@@ -197,11 +213,12 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="see whether it runs; the figures mean nothing"
     )
-    sizes = QUICK if parser.parse_args().quick else Sizes()
+    quick = parser.parse_args().quick
     with own_server() as stage, S2Lite() as lite:
-        streams = Streams(url=lite.url, redis_url=stage.url)
-        figures = measure(streams, lite.url, sizes)
-        streams.close()
+        figures = _measured(lite.url, stage.url, QUICK if quick else Sizes(), "s2")
+        with Distance(lite.port, ROUND_TRIP) as distance:
+            url = lite.url.replace(str(lite.port), str(distance.port))
+            figures += _measured(url, stage.url, QUICK if quick else FAR, "s2_far")
     show(figures)
     if path := os.environ.get("BENCH_JSON"):
         write_json(figures, Path(path))

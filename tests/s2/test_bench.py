@@ -23,4 +23,5 @@ def test_the_benchmark_runs(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
     rows = {row["name"]: row for row in json.loads(path.read_text())}
     assert rows.keys() >= {"s2_chunks_per_s", "s2_latency_p50_ms", "s2_latency_p99_ms"}
+    assert rows.keys() >= {"s2_far_chunks_per_s", "s2_far_latency_p50_ms"}
     assert all(row["value"] > 0 for row in rows.values())
