@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from contextlib import suppress
 from typing import Self
 
 _CHUNK = 64 * 1024
+_QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
 
 
 class Distance:
@@ -52,16 +54,22 @@ class Distance:
         with suppress(OSError, asyncio.CancelledError):
             back, forth = await asyncio.open_connection(self._host, self.target)
             try:
-                await asyncio.gather(self._carry(reader, forth), self._carry(back, writer))
+                await asyncio.gather(
+                    self._carry(reader, writer, forth), self._carry(back, forth, writer)
+                )
             finally:
                 forth.close()
         writer.close()
 
-    async def _carry(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def _carry(
+        self, source: asyncio.StreamReader, its: asyncio.StreamWriter, sink: asyncio.StreamWriter
+    ) -> None:
         loop = asyncio.get_running_loop()
         last = 0.0
         with suppress(OSError):
             while data := await source.read(_CHUNK):
+                if _QUICKACK is not None:  # a server without TCP_NODELAY waits for it
+                    its.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
                 last = max(last + 1e-6, loop.time() + self.round_trip / 2)  # in order
                 loop.call_at(last, sink.write, data)
         await asyncio.sleep(self.round_trip / 2)
