@@ -22,6 +22,8 @@ from celery_streams.slots import Slot
 
 logger = logging.getLogger("celery_streams.chat")
 
+#: How often a turn is sent again whose task fails before it begins.
+_RESENDS = 5
 _TEXT = "An error occurred."
 
 
@@ -39,6 +41,8 @@ def end_for_worker(
     turn = state.active
     if turn is None or turn.task_id != task_id:
         return
+    if not stopped and not turn.attempts and turn.resent < _RESENDS:
+        return  # Celery failed, not the task: its result backend was away. It is sent again.
     look = (turn.request, state.history, state.taken)
 
     def read_branch(session_id: str, branch_id: str) -> list[Message] | None:

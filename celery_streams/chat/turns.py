@@ -69,7 +69,8 @@ class Begun:
 
 @dataclass(frozen=True, slots=True)
 class ActiveTurn:
-    """The turn that a session is in. ``lost``: its worker gives no sign of life."""
+    """The turn that a session is in. ``lost``: its worker gives no sign of life, or its message is
+    due again."""
 
     turn_id: str
     task_id: str
@@ -79,6 +80,8 @@ class ActiveTurn:
     request: Request
     lost: bool
     attempts: int
+    #: How often its message was sent again.
+    resent: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,7 +363,7 @@ def _slots(session_id: str) -> tuple[Slot, Slot]:
 
 
 def _state(reply: list[Any]) -> SessionState:
-    turn, task, agent, name, start, request, lost, history, pending, taken, number = reply
+    turn, task, agent, name, start, request, lost, history, pending, taken, number, resent = reply
     active = None
     if turn is not None:
         active = ActiveTurn(
@@ -372,6 +375,7 @@ def _state(reply: list[Any]) -> SessionState:
             Request.parse(request),
             bool(lost),
             number,
+            resent or 0,
         )
     return SessionState(
         active,

@@ -176,3 +176,24 @@ async def test_a_store_that_drops_every_connection_in_mid_answer_costs_nothing(
         gates.open(gate)
         await stream.until(lambda s: s.done)
     assert stream.text == "one two "
+
+
+async def test_a_result_backend_that_is_away_before_the_task_delays_the_turn(
+    store: ValkeyProcess,
+) -> None:
+    """Celery fails the task without having called it: the turn is not over, and sent again."""
+    with ValkeyProcess() as backend:
+        backend.kill()
+        env = {**SETTINGS, "TEST_TRACK_STARTED": "1"}
+        options = {"concurrency": 1, "env": env, "queue": "tracked"}
+        with (
+            worker(APP, store, result_backend=backend.url, **options) as tracked,
+            serving_agents(tracked, TEST_QUEUE="tracked", TEST_RESULT_BACKEND=store.url) as gateway,
+        ):
+            async with Page(gateway).sending("one") as stream:
+                refused = "Exception raised outside body"
+                await asyncio.to_thread(tracked.log.wait_for, refused)
+                await asyncio.to_thread(backend.start)
+                await stream.until(lambda s: s.done)
+    assert stream.types.count("error") == 0
+    assert stream.text == "one "

@@ -34,6 +34,7 @@ from celery_streams.gateway.limits import ClientGone, content_length, read_body
 from celery_streams.gateway.problems import Problem
 from celery_streams.gateway.replies import CUT_OFF, Receive, Replies, Scope, Send
 from celery_streams.redis.client import AsyncRedisLink
+from celery_streams.redis.failures import REDIS_ERRORS
 from celery_streams.settings import StreamsSettings
 from celery_streams.slots import Slot
 from celery_streams.tokens import Access, resource_of
@@ -313,7 +314,7 @@ class ChatEndpoint:
             raise Problem(503, "no-broker", "this gateway has no Celery app to send tasks with")
         try:
             await asyncio.to_thread(publish, self._app, due)
-        except (OperationalError, OSError) as error:
+        except (OperationalError, OSError, *REDIS_ERRORS) as error:  # of the result backend, too
             logger.warning("could not send the turn of session %s: %s", due.session_id, error)
             raise Problem(
                 503, "broker-unavailable", "the broker cannot be reached; try again soon",
