@@ -41,6 +41,8 @@ class Attempt:
     then retry count). Two deliveries of one generation are told apart by ``redelivered``: a
     first delivery may claim a stream only where no attempt of its generation or a later one
     has written, so a zombie that wakes before its first write cannot fence its successor.
+
+    What follows an ``@`` in ``attempt_id`` names the process that executes the attempt.
     """
 
     run_id: str

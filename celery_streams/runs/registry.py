@@ -106,8 +106,9 @@ class RunRegistry:
         """End the run as ``state`` and close its streams; the first end stays.
 
         An ``attempt`` without an ``attempt_id`` speaks for a worker that cannot (killed, time
-        limit). ``always`` leaves a record even of a run that never had a stream. Returns what
-        came of it: ``OK``, ``ALREADY``, ``NONE`` or ``SUPERSEDED``.
+        limit); one of ``@`` and a process for that process, so not for an attempt of the same
+        generation that another one executes. ``always`` leaves a record even of a run that never
+        had a stream. Returns what came of it: ``OK``, ``ALREADY``, ``NONE`` or ``SUPERSEDED``.
         """
         call = self._ending(attempt, state, always=always, only_lost=False)
         verdict, recorded = self._link.call(call)
@@ -200,6 +201,7 @@ class RunRegistry:
                 int(attempt.redelivered),
                 int(always),
                 int(only_lost),
+                self._lease,
             ),
             _verdict,
         )

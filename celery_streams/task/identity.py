@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import socket
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,11 @@ _RETRIES = 1 << 20
 
 #: Header of tasks that a chat agent has sent, and of those that they send.
 SESSION_HEADER = "celery_streams_session"
+
+
+def process_name(pid: int) -> str:
+    """How attempts name the process that executes them: the same in it and in its parent."""
+    return f"{socket.gethostname()}/{pid}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +73,7 @@ def identify(request: Any, *, grace: float = 0.0, inside: RunIdentity | None = N
         generation = max(generation, inside.attempt.generation)
     attempt = Attempt(
         run_id,
-        secrets.token_hex(8),
+        f"{secrets.token_hex(8)}@{process_name(os.getpid())}",
         generation=generation,
         redelivered=redelivered,
         grace_ms=round(grace * 1000),

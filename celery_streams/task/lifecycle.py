@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
@@ -41,6 +40,7 @@ from celery_streams.subscriptions.tasks import WakeTask
 from celery_streams.task.attempt import RefusedAttempt, RunningAttempt
 from celery_streams.task.broker_loss import CloseOnce
 from celery_streams.task.current import run_chat, run_streams, running
+from celery_streams.task.deliveries import Deliveries
 from celery_streams.task.identity import SESSION_HEADER, identify
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Lifecycle:
     def __init__(self, owner: Streams, app: Celery) -> None:
         self._owner = owner
         self._app = app
-        self._received: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+        self._deliveries = Deliveries()
 
     def install(self) -> None:
         """Instrument the app's tasks, now and as they are registered, and listen."""
@@ -222,17 +222,18 @@ class Lifecycle:
             with suppress(StreamError):  # whoever uses a stream is told
                 import_early(self._owner.settings)
 
-    def _on_received(self, request: Any, **_: Any) -> None:
-        # Kept as long as the worker keeps it: the signals below name the task id only.
-        self._received[request.id] = request
+    def _on_received(self, request: Any, sender: Any = None, **_: Any) -> None:
+        if self._mine(request.task):
+            self._deliveries.received(request, getattr(sender, "pool", None))
 
     def _on_failure(self, sender: Any, task_id: str, **_: Any) -> None:
         attempt = running.get()
         if not self._mine(sender) or (attempt is not None and attempt.run_id == task_id):
             return
-        self._end_turn(sender, self._received.get(task_id), task_id, stopped=False)
+        received = self._deliveries.judged(task_id)
+        self._end_turn(sender, received, task_id, stopped=False)
         request = sender.request
-        if request.id != task_id and (received := self._received.get(task_id)) is not None:
+        if request.id != task_id and received is not None:
             request = Context(received.request_dict, delivery_info=received.delivery_info)
         self._end_for_worker(request, task_id, states.FAILURE)
 
@@ -257,9 +258,10 @@ class Lifecycle:
         """End a run whose own process cannot."""
         try:
             known = identify(request).attempt if getattr(request, "id", None) == task_id else None
+            process = self._deliveries.ended_process(task_id)
             attempt = Attempt(
                 task_id,
-                "",
+                "" if process is None else f"@{process}",
                 generation=known.generation if known else 0,
                 redelivered=bool(known and known.redelivered),
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from celery_streams.contracts import Attempt
@@ -89,6 +91,42 @@ def test_a_superseded_attempt_cannot_end_the_run(backend: Backend, runs: RunRegi
     assert runs.finish(Attempt(RUN, ""), "FAILURE") == "SUPERSEDED"
     assert backend.store.head(SLOT).closed is None
     assert runs.finish(Attempt(RUN, "", generation=1), "FAILURE") == "OK"
+
+
+def test_a_process_that_ended_speaks_for_its_own_attempt_only(
+    backend: Backend, runs: RunRegistry
+) -> None:
+    """Among attempts of one generation the process decides; if a name is missing, the flag."""
+    second = Attempt(RUN, "second@host/2", redelivered=True)
+    third = Attempt(RUN, "third@host/3", redelivered=True, grace_ms=3_600_000)
+    backend.writer(SLOT, second).append("a")
+    backend.writer(SLOT, third).append("b")
+    assert runs.finish(Attempt(RUN, "@host/1"), "FAILURE", always=True) == "SUPERSEDED"
+    assert runs.finish(replace(second, attempt_id="@host/2"), "FAILURE") == "SUPERSEDED"
+    assert backend.store.head(SLOT).closed is None
+    assert runs.finish(replace(third, attempt_id="@host/3"), "FAILURE") == "OK"
+    for unknown, name, speaker in (("run-2", "second", "@host/3"), ("run-3", "second@host/2", "")):
+        runs.begin(Attempt(unknown, name, redelivered=True))
+        assert runs.finish(Attempt(unknown, speaker), "FAILURE") == "SUPERSEDED"
+        assert runs.finish(Attempt(unknown, speaker, redelivered=True), "FAILURE") == "OK"
+
+
+def test_the_end_of_a_last_delivery_that_never_wrote_is_not_awaited_for_a_broker_s_patience(
+    connect: Connect,
+) -> None:
+    """If the attempt on record is dead as well, its lease ends as if no message came again; one
+    that was suspended has left the run to the delivery that ended.
+    """
+    runs = connect(orphan_timeout=0.15).runs
+    dead = Attempt(RUN, "dead@host/1", redelivered=True, grace_ms=3_600_000)
+    last = Attempt(RUN, "@host/2", redelivered=True)
+    runs.begin(dead)
+    assert runs.finish(last, "FAILURE", always=True) == "SUPERSEDED"
+    eventually(lambda: runs.finish_if_lost(RUN, "FAILURE"), "the end of the lease", timeout=5)
+    suspended = replace(dead, run_id="run-2")
+    runs.begin(suspended)
+    runs.suspend(suspended)
+    assert runs.finish(replace(last, run_id="run-2"), "FAILURE", always=True) == "OK"
 
 
 def test_entering_takes_the_fence_before_the_first_write(
