@@ -31,7 +31,7 @@ from celery_streams.task.lifecycle import Lifecycle
 from celery_streams.tokens import Tokens
 from celery_streams.typed import TypedStream
 from celery_streams.writing.writer import Writer
-from celery_streams.writing.writers import AttemptWriters
+from celery_streams.writing.writers import AppWriters
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -288,7 +288,7 @@ class Streams(Subscribing):
         )
 
     def open_writer(self, slot: Slot, content_type: str | None = None) -> Writer:
-        """A writer that belongs to no run: a producer of its own, with a fence of its own."""
+        """A writer that belongs to no run. The task that opens it, if any, drains it."""
         return self._own_writers().writer(slot, content_type)
 
     def close_stream(self, slot: Slot) -> Head:
@@ -343,10 +343,17 @@ class Streams(Subscribing):
         if attempt is not None and attempt.chat is not None:
             attempt.streams.guard(call)
 
-    def _own_writers(self) -> AttemptWriters:
+    def _own_writers(self) -> AppWriters:
+        """The running task's; outside a task new ones, each with a fence of its own."""
+        attempt = running.get()
+        if isinstance(attempt, RunningAttempt):
+            return attempt.app_writers(self, self._new_writers)
+        return self._new_writers()
+
+    def _new_writers(self) -> AppWriters:
         runtime = self.runtime
         attempt = Attempt(f"writer-{secrets.token_hex(8)}", secrets.token_hex(8))
-        return AttemptWriters(
+        return AppWriters(
             attempt, runtime.open_channel, runtime.store, runtime.cache, runtime.settings
         )
 

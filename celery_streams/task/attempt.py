@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from celery_streams.task.guardrail import Guardrail
 from celery_streams.task.identity import RunIdentity
 from celery_streams.task.repetition import RepetitionWriters
 from celery_streams.task.run_streams import RunStreams
-from celery_streams.writing.writers import AttemptWriters
+from celery_streams.writing.writers import AppWriters, AttemptWriters, raise_first
 
 if TYPE_CHECKING:
     from celery_streams.app import Streams
@@ -79,6 +80,7 @@ class RunningAttempt:
         self._owner = owner
         self._task = task
         self._writers: AttemptWriters | None = None
+        self._app_writers: dict[Streams, AppWriters] = {}
         self._opening = threading.Lock()
         self._drain_failed = False
         self._raised: BaseException | None = None
@@ -184,10 +186,18 @@ class RunningAttempt:
         told = isinstance(sys.exc_info()[1], StreamError)
         self._drain(fail=self._owner.settings.drain_failure == "fail" and not told)
 
+    def app_writers(self, owner: Streams, make: Callable[[], AppWriters]) -> AppWriters:
+        """What the task writes through its app's own writers: drained with the attempt."""
+        with self._opening:
+            if owner not in self._app_writers:
+                self._app_writers[owner] = make()
+            return self._app_writers[owner]
+
     def after_fork(self) -> None:
         """In a forked child: let go of the parent's writers."""
         self._opening = threading.Lock()
         self._writers = None
+        self._app_writers = {}
         self.streams.forget_writers()
         if self.chat is not None and self.turn is not None:
             self.turn.forget_writers()
@@ -258,10 +268,8 @@ class RunningAttempt:
             return True
 
     def _drain(self, *, fail: bool) -> None:
-        if self._writers is None:
-            return
         try:
-            self._writers.drain(self._owner.settings.drain_timeout)
+            self._drain_all(self._owner.settings.drain_timeout)
         except StreamError as error:
             self._drain_failed = True
             if fail:
@@ -272,6 +280,18 @@ class RunningAttempt:
                 self.identity.run_id,
                 error,
             )
+
+    def _drain_all(self, timeout: float) -> None:
+        """Wait for the run's writers and for the app's own, ``timeout`` seconds in all."""
+        deadline = time.monotonic() + timeout
+        failures: list[StreamError] = []
+        for writers in (self._writers, *self._app_writers.values()):
+            if writers is not None:
+                try:
+                    writers.drain(max(0.0, deadline - time.monotonic()))
+                except StreamError as error:
+                    failures.append(error)
+        raise_first(failures)
 
     def _own_slot_opened(self) -> bool:
         if self._writers is None:

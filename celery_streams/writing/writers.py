@@ -5,7 +5,8 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 
 from celery_streams.contracts import JSON, Attempt, Credentials, Head, Producer, Store
 from celery_streams.credentials.cache import CredentialCache
@@ -23,6 +24,19 @@ from celery_streams.writing.policy import Action, decide, pause_before
 from celery_streams.writing.writer import Writer
 
 OpenChannel = Callable[[Slot, Producer, str], Channel]
+
+#: Channels that were replaced and of whose losses nobody has been told yet, at most.
+_MOST_ENDED = 20
+
+
+def raise_first(failures: Sequence[StreamError]) -> None:
+    """Raise the first, if there is any, with a note of each of the others."""
+    if not failures:
+        return
+    first, *others = failures
+    for other in others:
+        first.add_note(str(other))
+    raise first
 
 
 class AttemptWriters:
@@ -77,7 +91,7 @@ class AttemptWriters:
         """
         deadline = time.monotonic() + timeout
         failures: list[StreamError] = []
-        for channel in list(self._channels.values()):
+        for channel in self._to_drain():
             try:
                 if channel.error is None:
                     channel.flush(max(0.0, deadline - time.monotonic()))
@@ -86,11 +100,10 @@ class AttemptWriters:
                     failures.append(error)
             if (ended := channel.unreported) is not None:
                 failures.append(ended)
-        if failures:
-            first, *others = failures
-            for other in others:
-                first.add_note(str(other))
-            raise first
+        raise_first(failures)
+
+    def _to_drain(self) -> list[Channel]:
+        return list(self._channels.values())
 
     def seal(self, refusal: StreamError) -> None:
         """Accept nothing more on any stream; what was accepted is still sent."""
@@ -130,3 +143,35 @@ class AttemptWriters:
             raise CredentialsRejected(
                 f"new credentials for {credentials.slot} were refused until the timeout"
             )
+
+
+class AppWriters(AttemptWriters):
+    """Writers of a task, or of a process, on streams that are not its run's.
+
+    A channel that has ended is replaced for whoever opens a writer next: here, other than in a
+    run, its stream may be opened again.
+    """
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        open_channel: OpenChannel,
+        store: Store,
+        cache: CredentialCache,
+        settings: StreamsSettings,
+    ) -> None:
+        super().__init__(attempt, open_channel, store, cache, settings)
+        self._ended: deque[Channel] = deque(maxlen=_MOST_ENDED)
+
+    def writer(self, slot: Slot, content_type: str | None = None) -> Writer:
+        """See :meth:`AttemptWriters.writer`."""
+        with self._lock:
+            channel = self._channels.get(slot)
+            if channel is not None and channel.error is not None:
+                del self._channels[slot]
+                if channel.unreported is not None:
+                    self._ended.append(channel)
+        return super().writer(slot, content_type)
+
+    def _to_drain(self) -> list[Channel]:
+        return [*self._ended, *super()._to_drain()]

@@ -12,10 +12,11 @@ from typing import Any
 import psutil
 import pytest
 import redis
+from celery import Celery
 
-from celery_streams import Slot
+from celery_streams import Slot, StreamClosed, Streams
 from celery_streams.redis.layout import Layout
-from tests.lifecycle.client import APP, Client
+from tests.lifecycle.client import APP, Client, chunks_of
 from tests.servers import Proxy, ValkeyProcess
 from tests.servers.children import eventually
 from tests.workers import worker
@@ -218,3 +219,68 @@ def test_a_thread_that_outlives_its_task_writes_nothing(
         with client.streams.read(run_id, timeout=20) as reader:
             assert list(reader) == (["from the task"] if opened else [])
         assert reader.closed == "SUCCESS"
+
+
+@pytest.mark.parametrize("where", ["another run", "session"])
+def test_what_a_task_writes_through_the_app_s_own_writers_is_durable_at_its_success(
+    where: str,
+) -> None:
+    """``streams.write_to()`` and ``session().out.writer()`` are drained as ``self.streams`` is:
+    with the store stopped the task fails, and says which chunk is missing.
+    """
+    app = Celery(f"own writers {where}", set_as_current=False)
+    with ValkeyProcess() as store:
+        streams = Streams(
+            app, url=store.url, secret="x", socket_timeout=0.5, retry_timeout=1, drain_timeout=2
+        )
+
+        @app.task(name="writes", shared=False)
+        def writes(stop: bool) -> None:
+            if where == "session":
+                writer = streams.session("s").out.writer()
+            else:
+                writer = streams.write_to("other run", create=True)
+            if stop:
+                store.pause()
+            writer.write("accepted")
+
+        assert app.tasks["writes"].apply((False,)).state == "SUCCESS"
+        slot = Slot.session("s", "out") if where == "session" else Slot.run("other run")
+        assert chunks_of(streams, slot) == ["accepted"]
+        failed = app.tasks["writes"].apply((True,))
+        store.resume()
+        assert failed.state == "FAILURE"
+        assert f"1 chunks of {slot} are not durable" in str(failed.result)
+        streams.close()
+
+
+def test_a_stream_that_ended_does_not_end_the_app_s_next_writer_in_the_same_task(
+    valkey: ValkeyProcess,
+) -> None:
+    """In a task the app's own writers share a buffer, until it has ended: a stream that was
+    deleted and opened again takes chunks again; what was lost still fails the task.
+    """
+    app = Celery("replaced writers", set_as_current=False)
+    streams = Streams(app, url=valkey.url, secret="x")
+    store, slot = streams.runtime.store, Slot.session("s", "out")
+
+    @app.task(name="goes on", shared=False)
+    def goes_on(lose: bool) -> list[int]:
+        channel = streams.session("s").out
+        offsets = [channel.append("a")]
+        channel.close()
+        if lose:
+            channel.writer().write("lost")
+            streams.session("other").out.append("later")
+        with pytest.raises(StreamClosed):
+            channel.append("refused")
+        store.delete(slot)
+        return [*offsets, channel.append("b")]
+
+    assert app.tasks["goes on"].apply((False,)).result == [0, 0]
+    store.delete(slot)
+    lost = app.tasks["goes on"].apply((True,))
+    assert lost.state == "FAILURE"
+    assert isinstance(lost.result, StreamClosed)
+    assert chunks_of(streams, slot) == ["b"]
+    streams.close()
