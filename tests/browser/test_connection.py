@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from celery_streams.tokens import Tokens
 from tests.browser.conftest import Browse
@@ -74,6 +74,30 @@ def test_a_stream_is_awaited_before_it_exists(site: Gateway, browse: Browse) -> 
     with site.streams.write_to(run_id, create=True, content_type="text/plain") as text:
         text.write("plain\n text")
     expect(page.locator("#blocks")).to_have_text("plain\n text")
+
+
+def test_half_a_head_is_asked_for_again(site: Gateway, browse: Browse) -> None:
+    """Chromium takes a head that was cut for a whole one: without a type, JSON is not text."""
+    run_id = f"half-{uuid.uuid4().hex[:6]}"
+    watched = browse()
+    answered: list[str] = []
+
+    def half(route: Route) -> None:
+        if route.request.method != "HEAD" or "half" in answered:
+            route.continue_()
+            return
+        answered.append("half")
+        route.fulfill(status=200, headers={"cache-control": "no-store"})
+
+    watched.context.route("**/v1/stream/runs/**", half)
+    page = watched.open(f"{site.url}#/runs/{run_id}")
+    expect(page.locator("#foot")).to_have_text("Nothing has been written yet.")
+    answered.clear()  # the page has asked before there was anything
+    with site.streams.write_to(run_id, create=True) as chunks:
+        chunks.write("as ")
+        chunks.write("text")
+    expect(page.locator("#blocks")).to_have_text("as text")
+    assert answered == ["half"]
 
 
 def test_a_secured_gateway_asks_for_a_token_and_keeps_it_out_of_urls(
