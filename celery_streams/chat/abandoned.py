@@ -56,6 +56,8 @@ def end_for_worker(
         messages, left = opened_from_snapshot(*look)
     message = _written(runtime, session_id, turn, messages)
     chunks: list[Any] = [{"type": f"{kind}-end", "id": each} for kind, each in message.open_parts]
+    if not turn.attempts:  # nothing has begun it, and readers wait for its beginning
+        chunks = [{"type": "start", "messageId": turn.reply}, {"type": "start-step"}]
     if stopped:
         chunks.append({"type": "message-metadata", "messageMetadata": {"aborted": True}})
         chunks.append({"type": "abort", "reason": "stopped"})

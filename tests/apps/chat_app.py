@@ -20,8 +20,6 @@ app.conf.update(
     result_backend=os.environ.get("TEST_RESULT_BACKEND"),
     broker_connection_retry_on_startup=True,
     worker_prefetch_multiplier=1,
-    task_default_queue=os.environ.get("TEST_QUEUE", "celery"),
-    task_track_started="TEST_TRACK_STARTED" in os.environ,
 )
 streams = Streams(app)
 

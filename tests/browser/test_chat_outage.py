@@ -22,7 +22,7 @@ EXPECTED = ("net::ERR_", "status of 5")
 @pytest.fixture(scope="module")
 def durable() -> Iterator[ValkeyProcess]:
     """A server that keeps its data when it is killed."""
-    with ValkeyProcess(aof=True) as server:
+    with ValkeyProcess(aof=True, options={"appendfsync": "always"}) as server:
         yield server
 
 

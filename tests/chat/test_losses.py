@@ -9,6 +9,10 @@ from typing import Any
 import pytest
 import redis
 
+from celery_streams import ChatAgent, Streams
+from celery_streams.chat.abandoned import end_for_worker
+from celery_streams.chat.turns import TurnCommands
+from celery_streams.slots import Slot
 from tests.chat.client import Gates, Page, serving_agents
 from tests.chat.conftest import APP, SETTINGS
 from tests.gateway.serving import Gateway
@@ -178,22 +182,24 @@ async def test_a_store_that_drops_every_connection_in_mid_answer_costs_nothing(
     assert stream.text == "one two "
 
 
-async def test_a_result_backend_that_is_away_before_the_task_delays_the_turn(
-    store: ValkeyProcess,
+async def test_a_task_that_fails_before_it_is_called_does_not_end_its_turn(
+    page: Page, agents: Worker
 ) -> None:
-    """Celery fails the task without having called it: the turn is not over, and sent again."""
-    with ValkeyProcess() as backend:
-        backend.kill()
-        env = {**SETTINGS, "TEST_TRACK_STARTED": "1"}
-        options = {"concurrency": 1, "env": env, "queue": "tracked"}
-        with (
-            worker(APP, store, result_backend=backend.url, **options) as tracked,
-            serving_agents(tracked, TEST_QUEUE="tracked", TEST_RESULT_BACKEND=store.url) as gateway,
-        ):
-            async with Page(gateway).sending("one") as stream:
-                refused = "Exception raised outside body"
-                await asyncio.to_thread(tracked.log.wait_for, refused)
-                await asyncio.to_thread(backend.start)
-                await stream.until(lambda s: s.done)
-    assert stream.types.count("error") == 0
-    assert stream.text == "one "
+    """Celery does that when its result backend is away, and tells the worker's parent process: the
+    turn waits to be sent again, five times, and ends with an error then."""
+    await asyncio.to_thread(agents.stop)
+    streams = Streams(url=agents.streams_url, secret="test secret")
+    runtime, commands = streams.runtime, TurnCommands(streams.runtime.layout, streams.settings)
+    async with page.sending("one") as stream:
+        for resent in range(6):
+            turn = runtime.link.call(commands.look(page.chat)).active
+            assert turn is not None
+            end_for_worker(ChatAgent(), page.chat, turn.task_id, runtime, None, stopped=False)
+            key = runtime.layout.chat(Slot.session(page.chat), "turn")
+            runtime.link.client.hset(key, mapping={"lease": 0, "state": "queued"})
+            assert (runtime.link.call(commands.take_over(page.chat)) is None) == (resent == 5)
+        await stream.until(lambda s: s.done)
+    assert stream.types[-2:] == ["error", "finish"]
+    streams.close()
+    await asyncio.to_thread(agents.start)
+    assert (await page.send("count")).text == "2 "
