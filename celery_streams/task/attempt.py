@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery import states
@@ -28,7 +29,7 @@ from celery_streams.runtime import Ending
 from celery_streams.slots import Slot
 from celery_streams.task.guardrail import Guardrail
 from celery_streams.task.identity import RunIdentity
-from celery_streams.task.repetition import RepetitionWriters
+from celery_streams.task.repetition import FirstWriters, RepetitionWriters
 from celery_streams.task.run_streams import RunStreams
 from celery_streams.writing.writers import AppWriters, AttemptWriters, raise_first
 
@@ -213,8 +214,7 @@ class RunningAttempt:
                     with suppress(StoreUnavailable):
                         self._begin()
                 runtime = self._owner.runtime
-                kind = RepetitionWriters if self._repeats else AttemptWriters
-                self._writers = kind(
+                self._writers = self._kind()(
                     self.identity.attempt,
                     runtime.open_channel,
                     runtime.store,
@@ -224,6 +224,16 @@ class RunningAttempt:
                 if not self._repeats:
                     runtime.enter(self.identity.attempt)
             return self._writers
+
+    def _kind(self) -> Callable[..., AttemptWriters]:
+        if self._repeats:
+            return RepetitionWriters
+        if self.identity.first:
+            return partial(FirstWriters, state=self._recorded_state)
+        return AttemptWriters
+
+    def _recorded_state(self) -> str | None:
+        return self._owner.runtime.registry.describe(self.run_id).state
 
     def _head(self, slot: Slot) -> Head:
         return self._owner.runtime.store.head(slot)
@@ -249,23 +259,24 @@ class RunningAttempt:
         except RunFinished as finished:
             if finished.state != states.SUCCESS:
                 raise
-            self._repeats = True
-            if self._is_first_repetition():
-                logger.warning(
-                    "%s[%s] is executed again, though it has succeeded: its message was delivered "
-                    "twice. Its streams are complete and stay as they are; what this execution "
-                    "writes is dropped. (Said once per run.)",
-                    self._task.name,
-                    self.run_id,
-                )
+            self._tell_of_repetition()
         # An earlier attempt that never wrote has left no epoch, but it has been here.
         self._number = max(epoch, self.identity.retries + 1, 2)
 
-    def _is_first_repetition(self) -> bool:
+    def _tell_of_repetition(self) -> None:
+        self._repeats = True
         try:
-            return self._owner.runtime.registry.first_time(self.run_id, "repeated")
+            first = self._owner.runtime.registry.first_time(self.run_id, "repeated")
         except StreamError:
-            return True
+            first = True
+        if first:
+            logger.warning(
+                "%s[%s] is executed again, though it has succeeded: its message was delivered "
+                "twice. Its streams are complete and stay as they are; what this execution "
+                "writes is dropped. (Said once per run.)",
+                self._task.name,
+                self.run_id,
+            )
 
     def _drain(self, *, fail: bool) -> None:
         try:
@@ -291,6 +302,8 @@ class RunningAttempt:
                     writers.drain(max(0.0, deadline - time.monotonic()))
                 except StreamError as error:
                     failures.append(error)
+        if isinstance(self._writers, FirstWriters) and self._writers.repeats and not self._repeats:
+            self._tell_of_repetition()
         raise_first(failures)
 
     def _own_slot_opened(self) -> bool:

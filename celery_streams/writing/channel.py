@@ -201,6 +201,11 @@ class Channel:
             return self._ended()
 
     @property
+    def durable(self) -> int:
+        """Chunks that are durable."""
+        return self._durable
+
+    @property
     def unsent(self) -> int:
         """Chunks accepted and not known to be durable."""
         with self._lock:

@@ -17,6 +17,9 @@ from celery_streams.writing.channel import Channel, WriteResult
 
 T = TypeVar("T")
 
+#: What ``append()`` returns for a chunk that is not in the stream: no chunk has this number.
+NOWHERE = -1
+
 
 class Writer:
     """Writes chunks to one stream, in order. Thread-safe.
@@ -52,8 +55,12 @@ class Writer:
         data = self._encode(chunk)
         if len(data) > self._limit:
             raise too_large(data, self._limit, self.slot)
-        self._channel.put(data)
-        self._count += 1
+        try:
+            self._channel.put(data)
+        except StreamError as error:
+            self._failed(error)
+        else:
+            self._count += 1
 
     def append(self, chunk: Any, *, timeout: float | None = None) -> int:
         """Write one chunk and wait until it is durable; returns its sequence number.
@@ -63,12 +70,16 @@ class Writer:
         data = self._encode(chunk)
         if len(data) > self._limit:
             raise too_large(data, self._limit, self.slot)
-        place = self._channel.put(data, awaited=True)
-        self._count += 1
         try:
-            self._channel.flush(self._seconds(timeout), upto=place + 1)
-        finally:
-            offset = self._channel.offset_of(place)
+            place = self._channel.put(data, awaited=True)
+            self._count += 1
+            try:
+                self._channel.flush(self._seconds(timeout), upto=place + 1)
+            finally:
+                offset = self._channel.offset_of(place)
+        except StreamError as error:
+            self._failed(error)
+            return NOWHERE
         return offset
 
     def merge(self, source: Iterable[Any] | AsyncIterable[Any]) -> int:
@@ -114,11 +125,16 @@ class Writer:
             WriteTimeout: not durable in time (it may become so later).
             StreamError: whatever has ended this writer; ``unsent`` says how many are lost.
         """
-        return self._channel.flush(self._seconds(timeout))
+        try:
+            return self._channel.flush(self._seconds(timeout))
+        except StreamError as error:
+            self._failed(error)
+            return 0
 
     def wait(self, *, timeout: float | None = None) -> WriteResult:
         """:meth:`flush`, and say what was written."""
-        return WriteResult(self.flush(timeout=timeout), self._count)
+        offset = self.flush(timeout=timeout)
+        return WriteResult(offset, self._count)
 
     def __enter__(self) -> Self:
         return self
@@ -139,6 +155,10 @@ class Writer:
             if credentials := self._cache.peek(self.slot):
                 self._cache.evict(credentials)
             raise
+
+    def _failed(self, error: StreamError) -> None:
+        """A chunk was not accepted, or is not durable."""
+        raise error
 
     def _seconds(self, timeout: float | None) -> float:
         return self._timeout if timeout is None else timeout

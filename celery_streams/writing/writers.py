@@ -81,7 +81,7 @@ class AttemptWriters:
                 f"{slot} is open as {channel.content_type}, so it cannot be written as "
                 f"{content_type}; use another key"
             )
-        return Writer(channel, self._cache, self._settings)
+        return self._open(channel)
 
     def drain(self, timeout: float) -> None:
         """Wait until everything written so far is durable, ``timeout`` seconds in all.
@@ -98,9 +98,17 @@ class AttemptWriters:
             except StreamError as error:
                 if channel.error is None:
                     failures.append(error)
-            if (ended := channel.unreported) is not None:
+            ended = channel.unreported
+            if ended is not None and not self._drops(channel, ended):
                 failures.append(ended)
         raise_first(failures)
+
+    def _open(self, channel: Channel) -> Writer:
+        return Writer(channel, self._cache, self._settings)
+
+    def _drops(self, channel: Channel, error: StreamError) -> bool:
+        """Whether what ended the channel means that nobody misses its chunks."""
+        return False
 
     def _to_drain(self) -> list[Channel]:
         return list(self._channels.values())

@@ -1,7 +1,7 @@
 """A message that is delivered again after its run has ended: nothing of the run may change.
 
 That is what a visibility timeout, or a connection lost between result and acknowledgement, does
-to ``acks_late`` tasks.
+to ``acks_late`` tasks, and a publisher that tries again (``task_publish_retry``) to any.
 """
 
 from __future__ import annotations
@@ -130,14 +130,47 @@ def test_a_run_that_has_failed_stays_failed(client: Client) -> None:
     assert client.chunks(message.run_id) == ["before"]
 
 
-def test_a_reused_task_id_is_no_repetition(client: Client) -> None:
-    """Only a message that the broker delivers again is; the other gets an error, not silence."""
-    message = Message(client, "count", 2)
+def test_a_message_that_was_published_twice_does_not_fail_a_run_that_has_succeeded(
+    client: Client,
+) -> None:
+    """Nothing marks the second one as a repetition; it is one, with the same single warning."""
+    message = Message(client, "count", 5)
+    message.deliver(again=False, until="succeeded")
+    assert client.end(message.run_id) == "SUCCESS"
+    before = client.streams.head(message.run_id)
+    logs = [message.deliver(again=again, until="succeeded") for again in (False, False, True)]
+    assert [log.count(_WARNING) for log in logs] == [1, 0, 0]
+    assert "raised" not in "".join(logs)
+    assert client.chunks(message.run_id) == list(range(5))
+    assert client.streams.head(message.run_id) == before
+    assert message.result.state == "SUCCESS"
+
+
+def test_every_way_to_write_of_a_message_that_was_published_twice(client: Client) -> None:
+    """It is told the same as a redelivered one, but for the number of its attempt."""
+    elsewhere = Message(client, "count", 1)
+    client.streams.write_to(elsewhere.run_id, create=True).append("there")
+    message = Message(client, "everything", elsewhere.run_id)
     message.deliver(again=False, until="succeeded")
     client.end(message.run_id)
+    log = message.deliver(again=False, until="succeeded")
+    told = {
+        "append": -1, "merge": 0, "flush": 0, "wait": [0, 0], "pipe": ["d"], "attempt": 1,
+        "head": 4, "close": [4, 0],
+    }  # fmt: skip
+    assert repr(told) in log
+    assert client.chunks(message.run_id) == ["a", "b", "c", "d"]
+    assert client.chunks(elsewhere.run_id) == ["there", "e"]
+
+
+def test_a_failed_run_s_second_message_fails_too(client: Client) -> None:
+    """Its streams say FAILURE for good: whoever writes to them is told."""
+    message = Message(client, "failing")
+    message.deliver(again=False, until="raised unexpected")
+    assert client.end(message.run_id) == "FAILURE"
     log = message.deliver(again=False, until="raised unexpected")
     assert _WARNING not in log
-    assert client.chunks(message.run_id) == [0, 1]
+    assert client.chunks(message.run_id) == ["before"]
 
 
 def test_a_later_attempt_that_waits_for_its_retry_holds_no_lease(client: Client) -> None:
