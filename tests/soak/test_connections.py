@@ -59,6 +59,8 @@ def test_a_reply_lost_after_the_append_was_applied_duplicates_nothing(
     with Proxy(server.port) as proxy, writing(_via(proxy), SLOT) as fleet:
         for _ in range(times(10, 500)):
             assert proxy.cut_reply_to(b"EVALSHA").wait(60)
+            # A cut that always waits meets every attempt of every writer, until they give up.
+            wait_for_progress(direct, SLOT)
             report.injected += 1
         fleet.finish(server.url, report).assert_clean()
 
