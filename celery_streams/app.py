@@ -19,6 +19,7 @@ from celery_streams.errors import ConfigurationError, StreamError, StreamNotFoun
 from celery_streams.reading.position import Decode
 from celery_streams.reading.reader import AsyncReader, Reader
 from celery_streams.runs.oversight import RunOversight
+from celery_streams.runs.results import ResultStates
 from celery_streams.runtime import Runtime
 from celery_streams.sessions import Session
 from celery_streams.settings import StreamsSettings
@@ -76,6 +77,7 @@ class Streams(Subscribing):
         self._back_ends = BackEnds(authority, store)
         self._settings: StreamsSettings | None = None
         self._runtime: Runtime | None = None
+        self._results: ResultStates | None = None
         self._lock = threading.Lock()
         self._attempts: weakref.WeakSet[RunningAttempt] = weakref.WeakSet()
         _live.add(self)
@@ -325,6 +327,7 @@ class Streams(Subscribing):
     def after_fork_in_child(self) -> None:
         """Drop everything with a connection, a thread or a lock: it is the parent's."""
         self._lock = threading.Lock()
+        self._results = None
         runtime, self._runtime = self._runtime, None
         if runtime is not None:
             runtime.after_fork()
@@ -334,6 +337,9 @@ class Streams(Subscribing):
     def close(self) -> None:
         """Make durable what this process has accepted, and close its connections."""
         runtime, self._runtime = self._runtime, None
+        results, self._results = self._results, None
+        if results is not None:
+            results.close()
         if runtime is not None:
             runtime.close()
 
@@ -361,7 +367,13 @@ class Streams(Subscribing):
         return self._app
 
     def _oversight(self) -> RunOversight:
-        return RunOversight(self.runtime.registry, self._app)
+        return RunOversight(self.runtime.registry, self._result_states())
+
+    def _result_states(self) -> ResultStates | None:
+        with self._lock:
+            if self._results is None and self._app is not None:
+                self._results = ResultStates(self._app, self.settings.socket_timeout)
+            return self._results
 
 
 _live: weakref.WeakSet[Streams] = weakref.WeakSet()

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-from typing import Any
-
 from celery import states
 
 from celery_streams.contracts import Attempt
 from celery_streams.errors import RunFinished, StreamNotFound
 from celery_streams.runs.registry import LOST, RunRegistry
-
-logger = logging.getLogger("celery_streams.runs")
+from celery_streams.runs.results import ResultStates
 
 #: A generation no attempt is newer than: the result backend's word is final.
 _ANY = 1 << 52
@@ -20,9 +16,9 @@ _ANY = 1 << 52
 class RunOversight:
     """Judges runs by their records and, if there is one, by the app's result backend."""
 
-    def __init__(self, registry: RunRegistry, app: Any | None) -> None:
+    def __init__(self, registry: RunRegistry, results: ResultStates | None) -> None:
         self._registry = registry
-        self._app = app
+        self._results = results
 
     def require(self, run_id: str) -> None:
         """Raise :class:`StreamNotFound` or :class:`RunFinished` unless the run can be written."""
@@ -61,11 +57,4 @@ class RunOversight:
         return ended
 
     def _backend_state(self, run_id: str) -> str | None:
-        app = self._app
-        if app is None or type(app.backend).__name__ == "DisabledBackend":
-            return None
-        try:
-            return str(app.AsyncResult(run_id).state)
-        except Exception as error:
-            logger.info("the result backend did not tell the state of %s: %s", run_id, error)
-            return None
+        return None if self._results is None else self._results.state(run_id)
