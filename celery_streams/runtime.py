@@ -121,6 +121,7 @@ class Runtime:
             self.stats,
             tick=self._keep_alive,
             tick_interval=min(settings.orphan_timeout / 3, 10.0),
+            at_rest=self._let_go,
         )
         self._depth = self.store.max_in_flight if isinstance(self.store, PipelinedStore) else 1
         self._channels: weakref.WeakSet[Channel] = weakref.WeakSet()
@@ -281,9 +282,25 @@ class Runtime:
     def close(self) -> None:
         """Make durable what this process has accepted, and close its connections."""
         self.drain()
+        self.flusher.retire(0 if self._is_busy() else self.settings.socket_timeout)
+        self.listener.close()
         for plane in (self.store, self.authority):
             if (shut := getattr(plane, "shut", None)) is not None:
                 shut()
+        self.link.close()
+
+    def _is_busy(self) -> bool:
+        """Whether the flusher goes on after a drain: the thread ends when that is over."""
+        with self._lock:
+            living = self._living
+            if living.attempts or living.endings or living.beats:
+                return True
+        return any(channel.unsent and channel.error is None for channel in list(self._channels))
+
+    def _let_go(self) -> None:
+        """Close the connections that the flusher alone has used."""
+        if isinstance(self.store, RedisStore):
+            self.store.shut()
         self.link.close()
 
     def _keep_alive(self) -> bool:

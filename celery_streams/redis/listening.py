@@ -43,6 +43,7 @@ class ChannelListener:
         self._lock = threading.Lock()
         self._wanted = threading.Event()
         self._thread: threading.Thread | None = None
+        self._closed = False
 
     def watch(
         self, channel: str, heard: Callable[[bytes], None], ready: Callable[[], None]
@@ -50,6 +51,7 @@ class ChannelListener:
         """Call ``heard`` with each message, and ``ready`` once nothing more is missed."""
         with self._lock:
             self._watches[channel] = _Watch(heard, ready)
+            self._closed = False
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._run, name="celery-streams-listener", daemon=True
@@ -67,12 +69,21 @@ class ChannelListener:
                 self._wanted.clear()
 
     def close(self) -> None:
-        """Close the connection; the thread ends with the process."""
+        """Close the connection and end the thread; what is watched next starts another."""
         with self._lock:
             self._watches.clear()
-            self._wanted.clear()
+            self._closed = True
+            self._wanted.set()
             if self._connection is not None:
                 self._connection.disconnect()
+
+    def _is_over(self) -> bool:
+        with self._lock:
+            if not self._closed:
+                return False
+            self._wanted.clear()
+            self._thread = None
+            return True
 
     def _say(self, *words: str) -> None:
         """Send on the connection, if there is one: its thread subscribes to all at its start."""
@@ -83,12 +94,18 @@ class ChannelListener:
     def _run(self) -> None:
         while True:
             self._wanted.wait()
+            if self._is_over():
+                return
             try:
                 self._listen()
             except (StreamError, *REDIS_ERRORS, OSError) as error:
+                if self._closed:
+                    continue
                 logger.info("lost the connection for messages to running turns: %s", error)
                 time.sleep(_PAUSE)
             except Exception:
+                if self._closed:
+                    continue  # under its hands, which redis-py does not expect
                 logger.exception("listening for messages to running turns failed")
                 time.sleep(_PAUSE)
 
@@ -105,7 +122,7 @@ class ChannelListener:
                 for channel in self._watches:
                     connection.send_command("SUBSCRIBE", channel)
             asked = False
-            while self._wanted.is_set():
+            while self._wanted.is_set() and not self._closed:
                 if connection.can_read(_SILENCE):
                     asked = False
                     self._received(connection.read_response())

@@ -60,6 +60,14 @@ class RedisStore:
             if lane is not None:
                 self._lane_free.release()
 
+    def shut(self) -> None:
+        """Close the connections that :meth:`append_many` keeps, unless they are in use."""
+        if self._lane_free.acquire(blocking=False):
+            try:
+                self._lane.close()
+            finally:
+                self._lane_free.release()
+
     def read(self, slot: Slot, offset: int, *, limit: int = PAGE_LIMIT) -> Page:
         """See :meth:`celery_streams.contracts.Store.read`."""
         return self._link.call(self._commands.read(slot, offset, limit))

@@ -48,6 +48,7 @@ class Flusher:
         stats: counts appends, chunks, bytes, retries, fenced.
         tick: called about every ``tick_interval`` seconds while :meth:`keep_ticking` is on
             (lease renewal).
+        at_rest: called when the thread ends, to close what it alone used; must not wait.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Flusher:
         *,
         tick: Callable[[], bool],
         tick_interval: float,
+        at_rest: Callable[[], object] = lambda: None,
     ) -> None:
         self._store = store
         self._pipelined = store if isinstance(store, PipelinedStore) else None
@@ -67,6 +69,7 @@ class Flusher:
         self._stats = stats
         self._tick = tick
         self._tick_interval = tick_interval
+        self._at_rest = at_rest
         self._next_tick: float | None = None
         # Task threads, which a time limit may interrupt anywhere, enter by the lock itself: it
         # lets go in any case, a Condition's `with` may not.
@@ -79,6 +82,9 @@ class Flusher:
         self._acquiring = 0
         self._order = itertools.count()
         self._running = False
+        self._retired = False
+        self._ended = threading.Event()  # set while no thread runs
+        self._ended.set()
 
     def schedule(self, channel: Channel) -> None:
         """The channel has something to send."""
@@ -93,6 +99,18 @@ class Flusher:
             if self._next_tick is None:
                 self._next_tick = time.monotonic() + self._tick_interval
                 self._start_or_wake()
+
+    def retire(self, timeout: float) -> None:
+        """End the thread as soon as it has nothing to do; waits ``timeout`` seconds for that.
+
+        What is written afterwards is sent by another thread, which ends the same way.
+        """
+        with self._lock:
+            self._retired = True
+            if self._next_tick is not None:
+                self._next_tick = time.monotonic()  # there may be nothing left to tick for
+            self._wake.notify()
+        self._ended.wait(timeout)
 
     def _enqueue(self, channel: Channel) -> None:
         # In this order: interrupted in between, it is there twice, which does no harm.
@@ -111,7 +129,8 @@ class Flusher:
             if self._running:
                 return  # one flusher a process: only so is each batch sent by one
             self._running = True
-        while True:
+            self._ended.clear()
+        while not (self._retired and self._done()):
             try:
                 self._maybe_tick()
                 channels = self._next_round()
@@ -121,6 +140,19 @@ class Flusher:
                 # A bug must not silence every stream of the process for good.
                 logger.exception("unexpected failure in the flusher; it goes on")
                 time.sleep(0.1)
+
+    def _done(self) -> bool:
+        """Whether the thread is to end, having nothing to do."""
+        with self._lock:
+            if self._ready or self._resting or self._reports or self._next_tick is not None:
+                return False
+            try:
+                self._at_rest()
+            except Exception:
+                logger.warning("could not close the flusher's connections", exc_info=True)
+            self._running = False
+            self._ended.set()
+            return True
 
     def _next_round(self) -> list[Channel]:
         """Wait until somebody is ready, has an answer or a tick is due; at most
@@ -140,7 +172,7 @@ class Flusher:
                 due = [moment for moment in (self._next_tick,) if moment is not None]
                 if self._resting:
                     due.append(self._resting[0][0])
-                if self._reports or (due and min(due) <= now):
+                if self._reports or (due and min(due) <= now) or (self._retired and not due):
                     return []
                 self._wake.wait(min(due) - now if due else None)
 
@@ -227,7 +259,7 @@ class Flusher:
             self._reports.extend(
                 (channels[place], appends[place], result) for place, result in results
             )
-            self._wake.notify()
+            self._start_or_wake()
 
     def _take_reports(self) -> None:
         while self._reports:
@@ -283,7 +315,7 @@ class Flusher:
         with self._lock:
             heapq.heappush(self._resting, (until, next(self._order), channel))
             channel.queued = True
-            self._wake.notify()
+            self._start_or_wake()
 
     def _evict(self, credentials: Credentials) -> None:
         try:
@@ -320,4 +352,4 @@ class Flusher:
             else:
                 with self._lock:
                     self._enqueue(channel)
-                    self._wake.notify()
+                    self._start_or_wake()
