@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from celery_streams.back_ends import AuthorityFactory, BackEnds, StoreFactory, located
 from celery_streams.chunks import decode as decode_chunk
 from celery_streams.contracts import Attempt, Authority, Head, Offset, Store
-from celery_streams.errors import ConfigurationError, StreamError, StreamNotFound
+from celery_streams.errors import ChunksLost, ConfigurationError, StreamError, StreamNotFound
 from celery_streams.reading.position import Decode
 from celery_streams.reading.reader import AsyncReader, Reader
 from celery_streams.runs.oversight import RunOversight
@@ -44,6 +44,8 @@ logger = logging.getLogger("celery_streams")
 #: Broker transports whose messages come back only after their visibility timeout.
 _POLLING_TRANSPORTS = ("redis", "rediss", "sqs", "sentinel")
 _DEFAULT_VISIBILITY_TIMEOUT = 3600.0
+#: Streams that the writers which a process shares know at most; then come others.
+_MOST_SHARED = 1000
 
 
 class Streams(Subscribing):
@@ -78,6 +80,7 @@ class Streams(Subscribing):
         self._settings: StreamsSettings | None = None
         self._runtime: Runtime | None = None
         self._results: ResultStates | None = None
+        self._writers: AppWriters | None = None
         self._lock = threading.Lock()
         self._attempts: weakref.WeakSet[RunningAttempt] = weakref.WeakSet()
         _live.add(self)
@@ -293,6 +296,15 @@ class Streams(Subscribing):
         """A writer that belongs to no run. The task that opens it, if any, drains it."""
         return self._own_writers().writer(slot, content_type)
 
+    def append_to(self, slot: Slot, chunk: Any, timeout: float | None) -> int:
+        """Append one chunk and wait for it, without a fence of its own for each call."""
+        try:
+            return self._shared_writers().writer(slot).append(chunk, timeout=timeout)
+        except ChunksLost:
+            # The store has forgotten what was appended before, which is not this caller's; of
+            # this chunk it has taken nothing. What has ended is replaced.
+            return self._shared_writers().writer(slot).append(chunk, timeout=timeout)
+
     def close_stream(self, slot: Slot) -> Head:
         """End a stream from outside a task."""
         return self._own_writers().close(slot, self.settings.drain_timeout)
@@ -327,7 +339,7 @@ class Streams(Subscribing):
     def after_fork_in_child(self) -> None:
         """Drop everything with a connection, a thread or a lock: it is the parent's."""
         self._lock = threading.Lock()
-        self._results = None
+        self._results = self._writers = None
         runtime, self._runtime = self._runtime, None
         if runtime is not None:
             runtime.after_fork()
@@ -337,7 +349,7 @@ class Streams(Subscribing):
     def close(self) -> None:
         """Make durable what this process has accepted, and close its connections."""
         runtime, self._runtime = self._runtime, None
-        results, self._results = self._results, None
+        results, self._results, self._writers = self._results, None, None
         if results is not None:
             results.close()
         if runtime is not None:
@@ -356,8 +368,21 @@ class Streams(Subscribing):
             return attempt.app_writers(self, self._new_writers)
         return self._new_writers()
 
-    def _new_writers(self) -> AppWriters:
+    def _shared_writers(self) -> AppWriters:
+        """The running task's; outside a task those of this process."""
+        if isinstance(running.get(), RunningAttempt):
+            return self._own_writers()
         runtime = self.runtime
+        with self._lock:
+            writers = self._writers
+            if writers is None or len(writers.slots) >= _MOST_SHARED:
+                writers = self._new_writers(runtime)
+                if runtime is self._runtime:  # not closed meanwhile
+                    self._writers = writers
+            return writers
+
+    def _new_writers(self, runtime: Runtime | None = None) -> AppWriters:
+        runtime = runtime or self.runtime
         attempt = Attempt(f"writer-{secrets.token_hex(8)}", secrets.token_hex(8))
         return AppWriters(
             attempt, runtime.open_channel, runtime.store, runtime.cache, runtime.settings

@@ -48,7 +48,7 @@ class SessionStream:
 
     def append(self, chunk: Any, *, timeout: float | None = None) -> int:
         """Write one chunk, wait until it is durable, return its sequence number."""
-        return self.writer().append(chunk, timeout=timeout)
+        return self._owner.append_to(self.slot, chunk, timeout)
 
     def revoke(self) -> int:
         """Withdraw the channel's write credentials. See :meth:`celery_streams.Streams.revoke`."""
