@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -19,6 +20,8 @@ T = TypeVar("T")
 
 #: What ``append()`` returns for a chunk that is not in the stream: no chunk has this number.
 NOWHERE = -1
+#: Seconds between two looks whether another greenlet's event loop has ended.
+_LOOK = 0.02
 
 
 class Writer:
@@ -86,11 +89,13 @@ class Writer:
         """Write every item of ``source``; returns how many.
 
         An async source is consumed here and now on an event loop of its own; inside a running
-        event loop use :meth:`amerge`. An item that is refused ends the merge with its error;
-        an oversized one also evicts the slot's credentials, as every failure of a writer does.
+        event loop use :meth:`amerge`. Greenlets (gevent, eventlet) do that one after the other,
+        and wait for their turn at most ``drain_timeout``. An item that is refused ends the merge
+        with its error; an oversized one also evicts the slot's credentials, as every failure of
+        a writer does.
         """
         if isinstance(source, AsyncIterable):
-            return _run(self.amerge(source))
+            return _run(self.amerge(source), self._timeout)
         before = self._count
         for _ in self.pipe(source):
             pass
@@ -164,14 +169,31 @@ class Writer:
         return self._timeout if timeout is None else timeout
 
 
-def _run(consuming: Any) -> int:
-    """Run a coroutine to its end from sync code."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return int(asyncio.run(consuming))
-    consuming.close()
-    raise StreamError(
-        "merge() of an async source inside a running event loop would block it "
-        f"(thread {threading.current_thread().name}); use `await writer.amerge(source)`"
-    )
+def _run(consuming: Any, patience: float) -> int:
+    """Run a coroutine to its end from sync code.
+
+    asyncio runs one event loop a thread, and to it all greenlets of gevent or eventlet are one
+    thread. So a greenlet waits, ``patience`` seconds at most, while another one's loop runs.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return int(asyncio.run(consuming))
+        here = threading.get_ident()
+        if getattr(loop, "_thread_id", here) == here:
+            consuming.close()
+            raise StreamError(
+                "merge() of an async source inside a running event loop would block it "
+                f"(thread {threading.current_thread().name}); use `await writer.amerge(source)`"
+            )
+        if time.monotonic() > deadline:
+            consuming.close()
+            raise StreamError(
+                "merge() of an async source needs an event loop, and another greenlet's has been "
+                f"running for {patience:g} s: of all greenlets of a process one at a time can use "
+                "asyncio. Run such tasks in the prefork or the threads pool, or merge a source "
+                "that is not async"
+            )
+        time.sleep(_LOOK)  # other greenlets go on

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from celery.result import AsyncResult
 
 from tests.lifecycle.client import APP, Client
 from tests.servers import ValkeyProcess
@@ -71,3 +72,30 @@ def test_every_task_gets_a_process_of_its_own(lifecycle_server: ValkeyProcess) -
         for result in [client.send("count", 50, queue="one") for _ in range(6)]:
             assert result.get(timeout=40) == 50
             assert client.chunks(result.id) == [[result.id, number] for number in range(50)]
+
+
+def test_greenlets_that_merge_async_sources_take_turns(lifecycle_server: ValkeyProcess) -> None:
+    """asyncio runs one event loop a thread, which all greenlets are: the next one waits for it,
+    and no longer than ``drain_timeout``.
+    """
+    app = "tests.lifecycle.greenlet_app"
+    env = {"CELERY_STREAMS_DRAIN_TIMEOUT": "4"}
+    with (
+        worker(
+            app, lifecycle_server, pool="gevent", concurrency=4, queue="greenlets", env=env
+        ) as running,
+        Client.of(running) as client,
+    ):
+
+        def merge(count: int, pause: float) -> AsyncResult[int]:
+            return client.app.send_task(f"{app}.merge", (count, pause), queue="greenlets")
+
+        results = [merge(5, 0.1) for _ in range(3)]
+        assert [result.get(timeout=20) for result in results] == [5, 5, 5]
+        for result in results:
+            assert client.chunks(result.id) == list(range(5))
+        long = merge(2, 4)
+        client.wait_chunks(long.id, 1)
+        with pytest.raises(Exception, match="prefork or the threads pool"):
+            merge(1, 0).get(timeout=20)
+        assert long.get(timeout=20) == 2
