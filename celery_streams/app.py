@@ -6,7 +6,6 @@ import asyncio
 import atexit
 import logging
 import os
-import secrets
 import threading
 import weakref
 from collections.abc import Iterable
@@ -14,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from celery_streams.back_ends import AuthorityFactory, BackEnds, StoreFactory, located
 from celery_streams.chunks import decode as decode_chunk
-from celery_streams.contracts import Attempt, Authority, Head, Offset, Store
-from celery_streams.errors import ChunksLost, ConfigurationError, StreamError, StreamNotFound
+from celery_streams.contracts import Authority, Head, Offset, Store
+from celery_streams.errors import ConfigurationError, StreamError, StreamNotFound
 from celery_streams.reading.position import Decode
 from celery_streams.reading.reader import AsyncReader, Reader
 from celery_streams.runs.oversight import RunOversight
@@ -29,10 +28,10 @@ from celery_streams.subscribing import Subscribing
 from celery_streams.task.attempt import RunningAttempt
 from celery_streams.task.current import running
 from celery_streams.task.lifecycle import Lifecycle
+from celery_streams.task.own_writers import OwnWriters
 from celery_streams.tokens import Tokens
 from celery_streams.typed import TypedStream
 from celery_streams.writing.writer import Writer
-from celery_streams.writing.writers import AppWriters
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -44,8 +43,6 @@ logger = logging.getLogger("celery_streams")
 #: Broker transports whose messages come back only after their visibility timeout.
 _POLLING_TRANSPORTS = ("redis", "rediss", "sqs", "sentinel")
 _DEFAULT_VISIBILITY_TIMEOUT = 3600.0
-#: Streams that the writers which a process shares know at most; then come others.
-_MOST_SHARED = 1000
 
 
 class Streams(Subscribing):
@@ -80,7 +77,7 @@ class Streams(Subscribing):
         self._settings: StreamsSettings | None = None
         self._runtime: Runtime | None = None
         self._results: ResultStates | None = None
-        self._writers: AppWriters | None = None
+        self._own_writers = OwnWriters(self)
         self._lock = threading.Lock()
         self._attempts: weakref.WeakSet[RunningAttempt] = weakref.WeakSet()
         _live.add(self)
@@ -294,20 +291,15 @@ class Streams(Subscribing):
 
     def open_writer(self, slot: Slot, content_type: str | None = None) -> Writer:
         """A writer that belongs to no run. The task that opens it, if any, drains it."""
-        return self._own_writers().writer(slot, content_type)
+        return self._own_writers.here().writer(slot, content_type)
 
     def append_to(self, slot: Slot, chunk: Any, timeout: float | None) -> int:
-        """Append one chunk and wait for it, without a fence of its own for each call."""
-        try:
-            return self._shared_writers().writer(slot).append(chunk, timeout=timeout)
-        except ChunksLost:
-            # The store has forgotten what was appended before, which is not this caller's; of
-            # this chunk it has taken nothing. What has ended is replaced.
-            return self._shared_writers().writer(slot).append(chunk, timeout=timeout)
+        """See :meth:`OwnWriters.append`."""
+        return self._own_writers.append(slot, chunk, timeout)
 
     def close_stream(self, slot: Slot) -> Head:
         """End a stream from outside a task."""
-        return self._own_writers().close(slot, self.settings.drain_timeout)
+        return self._own_writers.here().close(slot, self.settings.drain_timeout)
 
     def require_run(self, run_id: str) -> None:
         """See :meth:`RunOversight.require`."""
@@ -339,7 +331,8 @@ class Streams(Subscribing):
     def after_fork_in_child(self) -> None:
         """Drop everything with a connection, a thread or a lock: it is the parent's."""
         self._lock = threading.Lock()
-        self._results = self._writers = None
+        self._results = None
+        self._own_writers.forget()
         runtime, self._runtime = self._runtime, None
         if runtime is not None:
             runtime.after_fork()
@@ -349,7 +342,8 @@ class Streams(Subscribing):
     def close(self) -> None:
         """Make durable what this process has accepted, and close its connections."""
         runtime, self._runtime = self._runtime, None
-        results, self._results, self._writers = self._results, None, None
+        results, self._results = self._results, None
+        self._own_writers.forget()
         if results is not None:
             results.close()
         if runtime is not None:
@@ -360,33 +354,6 @@ class Streams(Subscribing):
         attempt = running.get()
         if attempt is not None and attempt.chat is not None:
             attempt.streams.guard(call)
-
-    def _own_writers(self) -> AppWriters:
-        """The running task's; outside a task new ones, each with a fence of its own."""
-        attempt = running.get()
-        if isinstance(attempt, RunningAttempt):
-            return attempt.app_writers(self, self._new_writers)
-        return self._new_writers()
-
-    def _shared_writers(self) -> AppWriters:
-        """The running task's; outside a task those of this process."""
-        if isinstance(running.get(), RunningAttempt):
-            return self._own_writers()
-        runtime = self.runtime
-        with self._lock:
-            writers = self._writers
-            if writers is None or len(writers.slots) >= _MOST_SHARED:
-                writers = self._new_writers(runtime)
-                if runtime is self._runtime:  # not closed meanwhile
-                    self._writers = writers
-            return writers
-
-    def _new_writers(self, runtime: Runtime | None = None) -> AppWriters:
-        runtime = runtime or self.runtime
-        attempt = Attempt(f"writer-{secrets.token_hex(8)}", secrets.token_hex(8))
-        return AppWriters(
-            attempt, runtime.open_channel, runtime.store, runtime.cache, runtime.settings
-        )
 
     def _celery(self) -> Celery | None:
         return self._app
