@@ -26,6 +26,8 @@ WRITER = "chat"
 _HANDOFF = 10_000
 #: Milliseconds a message may wait in the broker before it is sent again: at first, and at most.
 _QUEUED, _LONG_QUEUED = 10_000, 3600_000
+#: What a session has beside its streams.
+_KEPT = ("turn", "pending", "taken", "history", "starts", "branches", "branch", "answered")
 #: Milliseconds until a turn that waits for its retry is sent again.
 _SUSPENDED = 6 * 3600_000
 
@@ -135,7 +137,7 @@ class TurnCommands:
         return Call(
             _script("send"),
             (
-                *self._chat(session_id, "turn", "pending"),
+                *self._chat(session_id, "turn", "pending", "taken", "answered"),
                 self._layout.meta(inbox),
                 self._layout.log(inbox),
                 self._layout.keys(inbox),
@@ -193,7 +195,7 @@ class TurnCommands:
         return Call(
             _script("begin"),
             (
-                *self._chat(session_id, "turn", "taken", "history"),
+                *self._chat(session_id, "turn", "taken", "history", "answered"),
                 *self._stream(out),
                 self._layout.fence(out, WRITER),
             ),
@@ -213,9 +215,8 @@ class TurnCommands:
     def renew(self, session_id: str, attempt_id: str, *, ask: bool = False) -> Call[list[int]]:
         """Show life (or only ``ask``): is the turn the attempt's, and is it to stop?"""
         inbox, out = _slots(session_id)
-        whats = ("turn", "pending", "taken", "history", "starts", "branches", "branch")
         keys = (
-            *self._chat(session_id, *whats),
+            *self._chat(session_id, *_KEPT),
             self._layout.meta(inbox),
             self._layout.log(inbox),
             *self._stream(out),
@@ -261,12 +262,11 @@ class TurnCommands:
             raise _unexpected("finish", reply)
 
         out = Slot.session(session_id, "out")
-        whats = ("turn", "pending", "taken", "history", "starts", "branches", "branch")
         keeps = bool(left.messages) and self._branches > 0
         return Call(
             _script("finish"),
             (
-                *self._chat(session_id, *whats),
+                *self._chat(session_id, *_KEPT),
                 *self._stream(out),
             ),
             (

@@ -79,8 +79,8 @@ class Layout:
         return f"{self.base(slot)}wake/{slot.key}"
 
     def chat(self, slot: Slot, what: str) -> str:
-        """Of a session: ``turn`` and ``branch`` (hashes), ``pending``, ``taken`` and ``starts``
-        (lists), ``branches`` (sorted set), ``history`` (string), ``stop`` (channel)."""
+        """Of a session: ``turn`` and ``branch`` (hashes), ``pending``, ``taken``, ``starts``
+        and ``answered`` (lists), ``branches`` (sorted set), ``history`` (string), ``stop`` (channel)."""
         return f"{self.base(slot)}chat/{what}"
 
     def index(self, scope: Scope) -> str:

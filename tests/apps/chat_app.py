@@ -136,13 +136,16 @@ def _write(chat: Any, word: str) -> None:
 
 @app.task(bind=True, base=ChatAgent, fold_steps=False)
 def scripted(self: Any, session_id: str) -> None:
-    """Write the chunks in the request's ``script``; ``{"gate": "x"}`` waits at the gate x.
+    """Write the chunks in the request's ``script``; ``{"gate": "x"}`` waits at the gate x, and
+    ``{"pending": true}`` reads the inbox.
 
     Then the first of ``repeat`` as often as the second says.
     """
     for step in self.chat.body["script"]:
         if "gate" in step:
             pass_gate(step["gate"], stopped=lambda: self.chat.stopped)
+        elif "pending" in step:
+            self.chat.inbox.pending()
         elif "raise" in step:
             raise ValueError(step["raise"])
         else:
@@ -208,6 +211,12 @@ def stubborn(self: Any, session_id: str, message: Any) -> None:
     while True:
         self.chat.response.text("x")
         time.sleep(0.002)
+
+
+@app.task(bind=True, base=ChatAgent)
+def spoken(self: Any, session_id: str, message: Any = None) -> None:
+    """Called directly, with the message."""
+    self.chat.response.text(f"heard {self.chat.text}")
 
 
 @app.task(bind=True, base=ChatAgent, session_argument="room")

@@ -1,7 +1,7 @@
 #!lua
 -- A worker begins an attempt of a turn, if the turn is its task's.
-local turn, taken, history, meta, log, keys, fence =
-  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
+local turn, taken, history, answered, meta, log, keys, fence =
+  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 local task, attempt, first, channel = ARGV[1], ARGV[2], ARGV[3] == '1', ARGV[4]
 local lease, retention, request, id = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7], ARGV[8]
 -- meta, log: of `out`. request: of a task that somebody has called directly, else empty.
@@ -18,7 +18,7 @@ if known[2] == task and known[9] == attempt then -- it has begun, and did not he
     known[7], redis.call('GET', history), redis.call('LRANGE', taken, 0, -1)}
 end
 if known[2] ~= task then
-  if request == '' or known[4] == task then
+  if request == '' or known[4] == task or answered_before(answered, 't' .. task) then
     return {'STALE'}
   end
   if known[1] then

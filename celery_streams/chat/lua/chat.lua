@@ -34,6 +34,17 @@ local function parse(request)
   return string.match(request, '^([^\n]*)\n([^\n]*)\n([^\n]*)\n(.*)$')
 end
 
+-- What the session's last turns have answered, by name: 'm' and the id of a message, 't' and the
+-- Celery id of a task. An entry is three lines: name, reply, where its turn starts.
+local function answered_before(answered, name)
+  for _, entry in ipairs(redis.call('LRANGE', answered, 0, -1)) do
+    local its_name, reply, start = string.match(entry, '^([^\n]*)\n([^\n]*)\n(.*)$')
+    if its_name == name then
+      return reply, tonumber(start)
+    end
+  end
+end
+
 local function begin_turn(turn, id, task, request, start, lease)
   local agent, reply, message = parse(request)
   redis.call('HDEL', turn, 'attempt', 'stop', 'base', 'resent')

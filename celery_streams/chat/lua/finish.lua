@@ -1,7 +1,8 @@
 #!lua
 -- End a turn: its last chunks, the snapshot, the trim, and the next turn, in one step.
-local turn, pending, taken, history, starts, branches, branch, meta, log, keys =
-  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
+local turn, pending, taken, history, starts, branches, branch, answered =
+  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+local meta, log, keys = KEYS[9], KEYS[10], KEYS[11]
 local task, attempt, channel, snapshot = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local count, payload, id, next_task = tonumber(ARGV[5]), ARGV[6], ARGV[7], ARGV[8]
 local lease, retention, kept = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
@@ -10,9 +11,13 @@ local left, about, continued, most = ARGV[12], ARGV[13], ARGV[14], tonumber(ARGV
 -- kept: turns whose chunks stay in `out`. starts: where they begin.
 -- left, about: the branch that the turn leaves, and what is listed of it; empty if it leaves none.
 -- continued: a branch that is none any more, or empty. most: branches that are kept.
+-- answered: names of what the last turns have answered, for whatever comes again.
 -- Returns {'LOST'}, {'OK'} or {'NEXT', request of the turn that has begun}; the same again for
 -- whoever asks again, not having heard.
 --#include ./chat
+
+-- Names that are remembered: a hundred turns without messages read from the inbox.
+local REMEMBERED = 200
 
 local function forget(name)
   redis.call('ZREM', branches, name)
@@ -20,7 +25,12 @@ local function forget(name)
 end
 
 local known = redis.call('HMGET', turn, 'task', 'attempt', 'start', 'last', 'ended', 'request',
-  'turn')
+  'turn', 'reply')
+
+local function remember(name)
+  redis.call('RPUSH', answered, string.format('%s\n%s\n%s', name, known[8], known[3]))
+end
+
 if known[4] == task and known[5] == attempt then
   if known[1] == next_task then
     return {'NEXT', known[6]}
@@ -50,8 +60,16 @@ if more > 0 then
 end
 redis.call('HDEL', turn, 'turn', 'task', 'attempt', 'stop', 'state', 'lease', 'request')
 redis.call('HSET', turn, 'last', task, 'ended', attempt)
+remember('t' .. task)
+for _, request in ipairs({known[6], unpack(redis.call('LRANGE', taken, 0, -1))}) do
+  local _, _, message = parse(request)
+  if message ~= '' then
+    remember('m' .. message)
+  end
+end
+redis.call('LTRIM', answered, -REMEMBERED, -1)
 redis.call('DEL', taken)
-keep(retention, turn, pending, starts, branches, branch)
+keep(retention, turn, pending, starts, branches, branch, answered)
 local request = redis.call('LPOP', pending)
 if not request then
   return {'OK'}

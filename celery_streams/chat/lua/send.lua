@@ -1,6 +1,7 @@
 #!lua
 -- A request for the session's agent: start a turn with it, or let it wait for the active one.
-local turn, pending, meta, log, keys, out = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local turn, pending, taken, answered, meta, log, keys, out =
+  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 local request, channel, id, task = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local lease, retention, most = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 -- meta, log: of `in`; out: the meta of `out`. most: requests that may wait.
@@ -20,11 +21,21 @@ if message ~= '' then
   if known[3] == message then
     return {'KNOWN', tonumber(known[4]), known[5], lost}
   end
+  for _, read in ipairs(redis.call('LRANGE', taken, 0, -1)) do
+    local _, _, its_message = parse(read)
+    if its_message == message then -- the running turn answers it with its own
+      return {'KNOWN', tonumber(known[4]), known[5], lost}
+    end
+  end
   for _, waiting in ipairs(redis.call('LRANGE', pending, 0, -1)) do
     local _, its_reply, its_message = parse(waiting)
     if its_message == message then
       return {'KNOWN', stop, its_reply, lost}
     end
+  end
+  local its_reply, start = answered_before(answered, 'm' .. message)
+  if its_reply then
+    return {'KNOWN', start, its_reply, lost}
   end
 end
 if known[1] and redis.call('LLEN', pending) >= most then
