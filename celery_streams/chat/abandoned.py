@@ -9,7 +9,7 @@ from pydantic_core import to_json
 
 from celery_streams.chat.chunks import parse_chunk
 from celery_streams.chat.dispatch import dispatch_next
-from celery_streams.chat.history import with_reply
+from celery_streams.chat.history import gone_on_with, with_reply
 from celery_streams.chat.keeping import opened, opened_from_snapshot, saved
 from celery_streams.chat.message import ResponseMessage
 from celery_streams.chat.requests import Message
@@ -54,7 +54,8 @@ def end_for_worker(
     except Exception as error:
         unsaved = error
         messages, left = opened_from_snapshot(*look)
-    message = _written(runtime, session_id, turn, messages)
+    continued = gone_on_with(messages, turn.reply, state.taken)
+    message = _written(runtime, session_id, turn, continued)
     chunks: list[Any] = [{"type": f"{kind}-end", "id": each} for kind, each in message.open_parts]
     if not turn.attempts:  # nothing has begun it, and readers wait for its beginning
         chunks = [{"type": "start", "messageId": turn.reply}, {"type": "start-step"}]
@@ -79,11 +80,9 @@ def end_for_worker(
 
 
 def _written(
-    runtime: Runtime, session_id: str, turn: ActiveTurn, messages: list[Message]
+    runtime: Runtime, session_id: str, turn: ActiveTurn, continued: Message | None
 ) -> ResponseMessage:
     """The response message as far as it is in ``out``."""
-    last = messages[-1] if messages else None
-    continued = last if last is not None and last["id"] == turn.reply else None
     message = ResponseMessage(turn.reply, continued)
     slot, offset = Slot.session(session_id, "out"), turn.start
     while True:

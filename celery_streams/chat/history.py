@@ -40,6 +40,22 @@ def with_taken(messages: list[Message], taken: Iterable[Request]) -> list[Messag
     return [*messages, *(message for message in more if message["id"] not in known)]
 
 
+def gone_on_with(
+    messages: Sequence[Message], reply: str, taken: Iterable[Request]
+) -> Message | None:
+    """The answer that a response message of the id ``reply`` goes on with, if there is one.
+
+    It is the last message, but for those that the running turn has read from its inbox.
+    """
+    read = {each.message["id"] for each in taken if each.message is not None}
+    for message in reversed(messages):
+        if message["id"] == reply:
+            return message
+        if message["id"] not in read:
+            return None
+    return None
+
+
 def with_reply(messages: list[Message], reply: Message) -> list[Message]:
     """The history with the response message at its end, in place of one of that id."""
     return [*(message for message in messages if message["id"] != reply["id"]), reply]

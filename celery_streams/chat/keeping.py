@@ -8,7 +8,7 @@ from typing import Any
 from celery_streams.chat.branches import Left, left_behind
 from celery_streams.chat.history import asked, with_taken
 from celery_streams.chat.requests import Message, Request
-from celery_streams.errors import StreamNotFound
+from celery_streams.errors import StreamError, StreamNotFound
 
 ReadBranch = Callable[[str, str], list[Message] | None]
 
@@ -34,6 +34,7 @@ def opened(
 
     Raises:
         StreamNotFound: the branch that the request names is gone.
+        StreamError: the answer that the request goes on with is not the last message (any more).
         Exception: whatever the hooks raise.
     """
     loaded: list[Message] | None = task.load_messages(session_id)
@@ -50,6 +51,13 @@ def opened(
         if branch is None:
             raise StreamNotFound(
                 f"session {session_id} has no branch {request.branch!a} (any more)"
+            )
+    if _continues(request):
+        base = history if branch is None else branch
+        if not base or base[-1]["id"] != request.reply:
+            raise StreamError(
+                f"session {session_id} has gone on since the message {request.reply!a}, which "
+                "can only be continued while it is the last one"
             )
     return _made(request, history, branch, taken)
 

@@ -16,7 +16,7 @@ from pydantic_core import to_json
 from celery_streams.chat.agent import ChatAgent
 from celery_streams.chat.branches import Left
 from celery_streams.chat.dispatch import HEADER, dispatch_next
-from celery_streams.chat.history import asked, with_reply, with_taken
+from celery_streams.chat.history import asked, gone_on_with, with_reply, with_taken
 from celery_streams.chat.insisting import insist
 from celery_streams.chat.keeping import opened, opened_from_snapshot, saved
 from celery_streams.chat.message import ResponseMessage
@@ -251,8 +251,7 @@ class Turn:
             raise StreamError(f"a turn has had {self._task.max_attempts} attempts, which all died")
 
     def _answer(self, begun: Begun) -> ChatResponse:
-        last = self.message
-        continued = last if last and last["id"] == begun.reply else None
+        continued = gone_on_with(self.messages, begun.reply, begun.taken)
         message = ResponseMessage(begun.reply, continued)
         message.add({"type": "start-step"})
         slot = Slot.session(self._session_id, "out")

@@ -80,7 +80,8 @@ class Layout:
 
     def chat(self, slot: Slot, what: str) -> str:
         """Of a session: ``turn`` and ``branch`` (hashes), ``pending``, ``taken``, ``starts``
-        and ``answered`` (lists), ``branches`` (sorted set), ``history`` (string), ``stop`` (channel)."""
+        and ``answered`` (lists), ``branches`` (sorted set), ``history`` (string), ``stop``
+        (channel)."""
         return f"{self.base(slot)}chat/{what}"
 
     def index(self, scope: Scope) -> str:
