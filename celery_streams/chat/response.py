@@ -146,12 +146,17 @@ class ChatResponse:
             for kind, part_id in self._message.open_parts:
                 self._put({"type": f"{kind}-end", "id": part_id})
             self._current.clear()
-            if self._folded and self._message.has_calls and not self._message.has_open_calls:
-                # Else useChat may take the tools that ran here for tools of the page.
-                self._send({"type": "start-step"})
-                # It takes notice of a step at the next chunk that changes the message.
-                self._send({"type": "start", "messageId": self._message.id})
-                self._folded = False
+
+    def last_chunks(self) -> list[dict[str, Any]]:
+        """What goes before the answer's end, and in one step with it: whoever takes over from a
+        worker that has died in between could not take back what lies before this step."""
+        with self._lock:
+            message = self._message
+            if not self._folded or not message.has_calls or message.has_open_calls:
+                return []
+            # Else useChat may take the tools that ran here for tools of the page. It takes notice
+            # of a step at the next chunk that changes the message.
+            return [{"type": "start-step"}, {"type": "start", "messageId": message.id}]
 
     def put(self, chunk: dict[str, Any]) -> None:
         """Write a chunk of the runtime's own, also after a request to stop."""

@@ -163,7 +163,8 @@ class Turn:
         self.writers().writer(slot).write({"type": "start-step"})
         result = body(*args, **self._with_message(body, args, kwargs))
         response.end_parts()
-        self.writers().writer(slot).write({"type": "finish"})
+        for chunk in (*response.last_chunks(), {"type": "finish"}):
+            self.writers().writer(slot).write(chunk)
         self.writers().drain(self._runtime().settings.drain_timeout)
         self._task.save_messages(self._session_id, with_reply(self.messages, response.message))
         return result
@@ -296,11 +297,11 @@ class Turn:
         elif self.stopping.is_set():
             response.end_parts()
             response.put({"type": "message-metadata", "messageMetadata": {"aborted": True}})
-            chunks.append({"type": "abort", "reason": "stopped"})
+            chunks += [*response.last_chunks(), {"type": "abort", "reason": "stopped"}]
         else:
             response.end_parts()
-            reason = response.finish_reason
-            chunks.append({"type": "finish", **({"finishReason": reason} if reason else {})})
+            reason = {"finishReason": response.finish_reason} if response.finish_reason else {}
+            chunks += [*response.last_chunks(), {"type": "finish", **reason}]
         if self._writers is not None:
             self._writers.drain(self._runtime().settings.drain_timeout)
         message = response.message

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Iterator
 
 import pytest
 
+from celery_streams.chat.message import ResponseMessage
 from tests.chat.client import Gates, Page, message, serving_agents, texts
 from tests.chat.conftest import APP, SETTINGS
 from tests.gateway.serving import Gateway
@@ -150,3 +153,20 @@ async def test_an_edit_whose_saving_fails_leaves_its_branch(page: Page) -> None:
     assert (await page.send(None, **sent)).types[-1] == "finish"
     [branch] = await page.branches()
     assert texts(await page.branch(branch["id"])) == ["one", "one"]
+
+
+async def test_a_page_shows_an_answer_once_whose_worker_died_after_its_last_chunk(
+    page: Page, gates: Gates, gate: str
+) -> None:
+    """In save_messages, say: what the AI SDK makes of the stream is what the history has."""
+    page.agent = "keeper"
+    async with page.sending("a step tool step b", saved=gate) as stream:
+        os.kill(await gates.reached(gate), signal.SIGKILL)
+        await gates.reached(gate)
+        gates.open(gate)
+        await stream.until(lambda s: s.done)
+    shown = ResponseMessage(stream.chunks[0]["messageId"])
+    for chunk in stream.chunks:
+        shown.add(chunk)
+    parts = [part["type"] for part in shown.message()["parts"] if part["type"] != "step-start"]
+    assert parts == ["text", "tool-clock", "text"]

@@ -38,6 +38,7 @@ class Sink:
     def pipe(self, source: Any) -> Any:
         written = pipe(source, self.response, lambda: self.stopped)
         self.response.end_parts()
+        self.chunks += self.response.last_chunks()
         return written
 
     @property
