@@ -7,9 +7,10 @@ from collections.abc import AsyncIterable, Callable, Iterable
 from typing import Any
 
 from celery_streams.chat.chunks import parse_chunk
+from celery_streams.chat.halves import Halves
 from celery_streams.chat.message import ResponseMessage
 from celery_streams.chat.requests import Message, new_id
-from celery_streams.errors import StopRequested
+from celery_streams.errors import InvalidChunk, StopRequested
 
 #: Kinds of parts that go on from one chunk to the next.
 _GROWING = ("text", "reasoning")
@@ -30,6 +31,7 @@ class ChatResponse:
         self._fold = fold_steps
         self._folded = False
         self._lock = threading.RLock()
+        self._halves = Halves()
         #: The id of the text or reasoning part that the convenience methods are writing.
         self._current: dict[str, str] = {}
         #: Says whether somebody has asked to stop, and whether writing raises then.
@@ -171,6 +173,8 @@ class ChatResponse:
     def _grow(self, kind: str, text: str) -> None:
         if not text:
             return
+        if not isinstance(text, str):
+            raise InvalidChunk(f"{kind} is a string, not {type(text).__name__}")
         if self.raises_if():
             raise StopRequested("somebody has asked this turn to stop")
         with self._lock:
@@ -224,5 +228,6 @@ class ChatResponse:
         return False
 
     def _put(self, chunk: dict[str, Any]) -> None:
-        self._send(chunk)
-        self._message.add(chunk)
+        for each in self._halves.joined(chunk):
+            self._send(each)
+            self._message.add(each)

@@ -22,6 +22,7 @@ from celery_streams.chat.adapters import pipe
 from celery_streams.chat.adapters.pydantic_ai import model_messages
 from celery_streams.chat.message import ResponseMessage
 from celery_streams.chat.response import ChatResponse
+from celery_streams.chunks import encode_json
 from tests.chat.models import serving
 
 
@@ -102,6 +103,44 @@ def test_what_cannot_be_piped_says_so(sink: Sink, source: Any) -> None:
     """No iterable of any kind."""
     with pytest.raises(ConfigurationError, match="an iterable or an async iterable"):
         sink.pipe(source)
+
+
+def test_a_character_that_comes_in_halves_is_one(sink: Sink) -> None:
+    """Servers that count in UTF-16 cut pairs; UTF-8 has no halves. One that stays alone is shown
+    as what it is not."""
+    deltas = [{"type": "reasoning-delta", "id": "r", "delta": each} for each in "\ud83d\ude00"]
+    sink.pipe([*deltas, "a \ud83d", "\ude00", "\ude00 b", "c\ud83d"])
+    assert [part["text"] for part in sink.parts[1:]] == [
+        "\U0001f600",
+        "a \U0001f600\ufffd bc\ufffd",
+    ]
+    for chunk in sink.chunks:
+        encode_json(chunk)
+
+
+def test_openai_s_halves_of_a_character(sink: Sink) -> None:
+    """In the text and in a call's arguments, as the server escapes them."""
+    call = {"index": 0, "id": "call-1", "type": "function"}
+    texts = [{"content": each} for each in ("\ud83d", "\ude00")]
+    calls = [
+        {"tool_calls": [{**call, "function": {"name": "show", "arguments": each}}]}
+        for each in ('{"it": "\ud83d', '\ude00"}')
+    ]
+    with serving([_completion(delta) for delta in (*texts, *calls)]) as url:
+        client = openai.OpenAI(base_url=url, api_key="none")
+        sink.pipe(client.chat.completions.create(model="m", messages=[], stream=True))
+    assert sink.parts[1]["text"] == "\U0001f600"
+    assert sink.parts[2]["input"] == {"it": "\U0001f600"}
+    for chunk in sink.chunks:
+        encode_json(chunk)
+
+
+@pytest.mark.parametrize("item", [5, b"x"])
+def test_text_that_is_none_says_so(sink: Sink, item: Any) -> None:
+    """At once: not when the answer is put together, and the page has had it."""
+    with pytest.raises(InvalidChunk, match="is a string"):
+        sink.response.text(item)
+    assert sink.chunks == []
 
 
 def test_an_item_that_is_no_chunk_says_so(sink: Sink) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from celery_streams.chat.halves import paired
+
 
 class ToolCalls:
     """The calls of one answer, by whatever key the library tells them apart."""
@@ -33,7 +35,7 @@ class ToolCalls:
     def finish(self, key: Any) -> Iterator[dict[str, Any]]:
         """The call is complete."""
         call_id, name, pieces = self._calls.pop(key)
-        text = "".join(pieces)
+        text = paired("".join(pieces))
         call = {"toolCallId": call_id, "toolName": name}
         try:
             value = from_json(text) if text.strip() else {}
