@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from celery_streams import Streams
 from tests.chat.client import Page, message, serving_agents, texts
 from tests.chat.conftest import SETTINGS
 from tests.gateway.serving import Gateway
@@ -60,6 +62,19 @@ async def test_the_history_is_in_the_database(page: Page, store: ValkeyProcess, 
     assert texts((await page.messages())["messages"]) == [
         "one", "1 one", "two", "3 two", "three", "5 three",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("agent", ["django", "sqlalchemy"])
+async def test_a_fork_begins_with_what_it_was_given(page: Page, agents: Worker, agent: str) -> None:
+    """The database knows nothing of it before its first turn."""
+    page.agent = agent
+    await page.send("one")
+    streams = Streams(url=agents.streams_url, secret="test secret")
+    fork = streams.session(page.chat).fork(uuid.uuid4().hex)
+    streams.close()
+    other = Page(page.gateway, agent, chat=fork.session_id)
+    assert (await other.send("two")).text == "3 two"
+    assert texts((await other.messages())["messages"]) == ["one", "1 one", "two", "3 two"]
 
 
 async def test_branches_are_in_the_database(page: Page, store: ValkeyProcess) -> None:
