@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -24,6 +26,7 @@ from celery_streams.chat.message import ResponseMessage
 from celery_streams.chat.response import ChatResponse
 from celery_streams.chunks import encode_json
 from tests.chat.models import serving
+from tests.workers import ROOT
 
 
 class Sink:
@@ -141,6 +144,30 @@ def test_text_that_is_none_says_so(sink: Sink, item: Any) -> None:
     with pytest.raises(InvalidChunk, match="is a string"):
         sink.response.text(item)
     assert sink.chunks == []
+
+
+@pytest.mark.parametrize(
+    "patched",
+    ["import gevent.monkey as m; m.patch_all()", "import eventlet as m; m.monkey_patch()"],
+)
+def test_greenlets_say_that_they_have_no_event_loops(patched: str) -> None:
+    """Two turns at once would have shared one, and the second would have answered nothing."""
+    piping = (
+        "from celery_streams.chat.adapters import pipe\n"
+        "from tests.chat.test_pipes import Sink, words\n"
+        "try:\n"
+        "    pipe(words(), Sink().response, bool)\n"
+        "except Exception as error:\n"
+        "    print(type(error).__name__, error)\n"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", f"{patched}\n{piping}"]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert "ConfigurationError chat.pipe() cannot read an async source" in told.stdout, told
+
+
+async def words() -> AsyncIterator[str]:
+    """An async source."""
+    yield "one"
 
 
 def test_an_item_that_is_no_chunk_says_so(sink: Sink) -> None:

@@ -17,6 +17,7 @@ Which one it is shows in the first item; a library is imported only then.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,6 +27,9 @@ from celery_streams.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from celery_streams.chat.response import ChatResponse
+
+#: Who puts greenlets in place of threads, and how to ask whether they have.
+_PATCHERS = {"gevent.monkey": "is_module_patched", "eventlet.patcher": "is_monkey_patched"}
 
 Part = dict[str, Any]
 Stopped = Callable[[], bool]
@@ -63,6 +67,7 @@ def pipe(source: Any, response: ChatResponse, stopped: Stopped) -> Any:
         return text_of(response.message)[before:]
 
     if isinstance(source, AsyncIterable) or hasattr(source, "__aenter__"):
+        _check_pool()
         consuming = _consume_async(source, response, stopped)
         try:
             asyncio.get_running_loop()
@@ -81,6 +86,19 @@ def pipe(source: Any, response: ChatResponse, stopped: Stopped) -> Any:
         )
     _consume(source, response, stopped)
     return written()
+
+
+def _check_pool() -> None:
+    """An event loop belongs to a thread, and greenlets share theirs: of two turns at once, the
+    second would take the first one's loop for its own, and wait for nothing."""
+    for library, question in _PATCHERS.items():
+        module = sys.modules.get(library)
+        if module is not None and getattr(module, question)("socket"):
+            raise ConfigurationError(
+                f"chat.pipe() cannot read an async source under {library.partition('.')[0]}, whose "
+                "greenlets share one event loop: start the worker with --pool prefork, threads or "
+                "solo, or give it an iterable"
+            )
 
 
 def _consume(source: Any, response: ChatResponse, stopped: Stopped) -> None:
