@@ -124,7 +124,7 @@ def test_a_character_that_comes_in_halves_is_one(sink: Sink) -> None:
 def test_openai_s_halves_of_a_character(sink: Sink) -> None:
     """In the text and in a call's arguments, as the server escapes them."""
     call = {"index": 0, "id": "call-1", "type": "function"}
-    texts = [{"content": each} for each in ("\ud83d", "\ude00")]
+    texts: list[dict[str, Any]] = [{"content": each} for each in ("\ud83d", "\ude00")]
     calls = [
         {"tool_calls": [{**call, "function": {"name": "show", "arguments": each}}]}
         for each in ('{"it": "\ud83d', '\ude00"}')
