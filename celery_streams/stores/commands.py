@@ -6,11 +6,10 @@ command means is written here and in the ``.lua`` file it names, nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from celery_streams.contracts import JSON, Append, Appended, Attempt, Credentials, Entry, Head, Page
+from celery_streams.contracts import JSON, Append, Appended, Attempt, Credentials, Head
 from celery_streams.errors import (
     ChunksLost,
     ConfigurationError,
@@ -27,11 +26,10 @@ from celery_streams.redis.layout import Layout
 from celery_streams.redis.scripts import Script, load_script
 from celery_streams.settings import StreamsSettings
 from celery_streams.slots import Slot
+from celery_streams.stores.entries import Entries
+from celery_streams.stores.pages import FEW, PAGE_BYTES, SMALL, Opening
 
 CLOSED = "CLOSED"
-
-#: Bytes of payload after which a page of the log is complete, whatever its limit.
-PAGE_BYTES = 1024 * 1024
 
 
 def _script(name: str) -> Script:
@@ -73,13 +71,21 @@ class Commands:
             partial(_appended, slot),
         )
 
-    def read(self, slot: Slot, offset: int, limit: int) -> Call[Page]:
-        """See :meth:`celery_streams.contracts.Store.read`."""
+    def read(self, slot: Slot, offset: int, limit: int) -> Call[Opening]:
+        """See :meth:`celery_streams.contracts.Store.read`: the page, or how it begins."""
         return Call(
             _script("read"),
             (self.layout.meta(slot), self.layout.log(slot), self.layout.owner(slot)),
-            (offset, limit, PAGE_BYTES),
-            partial(_page, slot, offset),
+            (offset, limit, PAGE_BYTES, FEW, SMALL),
+            partial(_opening, slot, offset, limit),
+        )
+
+    def read_on(self, slot: Slot, opening: Opening) -> tuple[Call[Any], Call[Any]]:
+        """The rest of the page, and then whether it is of the same stream still."""
+        first, last = opening.ids
+        return (
+            Call("XRANGE", (self.layout.log(slot),), (first, last, "COUNT", opening.wanted)),
+            Call("HMGET", (self.layout.meta(slot),), ("id", "end")),
         )
 
     def head(self, slot: Slot) -> Call[Head]:
@@ -87,7 +93,7 @@ class Commands:
         return Call(
             _script("read"),
             (self.layout.meta(slot), self.layout.log(slot), self.layout.owner(slot)),
-            (0, 0, 0),
+            (0, 0, 0, 0, 0),
             partial(_head, slot),
         )
 
@@ -180,18 +186,18 @@ def _missing(slot: Slot, run_state: str | None = None) -> StreamNotFound:
     return StreamNotFound(f"there is no stream {slot}, or it has expired", run_state=run_state)
 
 
-def _page(slot: Slot, offset: int, reply: list[Any]) -> Page:
+def _opening(slot: Slot, offset: int, limit: int, reply: list[Any]) -> Opening:
     if len(reply) == 1:
-        return Page((), None, _run_state(slot, reply[0]))
+        return Opening(Entries([], []), None, limit, run_state=_run_state(slot, reply[0]))
     head = _head(slot, reply)
-    entries = tuple(_entries(reply[10], reply[11]))
+    entries = _entries(reply[10], reply[11])
     if offset < head.end and (not entries or entries[0].start > offset) and offset < head.first:
         raise OffsetGone(
             f"offset {offset} of {slot} is gone: the oldest chunk kept is {head.first}. Read from "
             "there, or raise CELERY_STREAMS_MAX_CHUNKS",
             first=head.first,
         )
-    return Page(entries, head)
+    return Opening(entries, head, limit, reply[12])
 
 
 def _head(slot: Slot, reply: list[Any]) -> Head:
@@ -233,14 +239,13 @@ def _closed(slot: Slot, reply: list[Any]) -> Head:
     raise StreamError(f"unexpected reply to closing {slot}: {reply!r}")
 
 
-def _entries(index: bytes, payloads: bytes) -> Iterator[Entry]:
-    words = iter(index.split())
-    at = 0
-    for entry_id, size in zip(words, words, strict=True):
-        end, _, count = entry_id.partition(b"-")
-        stop = at + int(size)
-        yield Entry(int(end), int(count), payloads[at:stop])
-        at = stop
+def _entries(index: bytes, payloads: bytes) -> Entries:
+    words = index.split()
+    found, at = Entries(words[::2], []), 0
+    for size in map(int, words[1::2]):
+        found.payloads.append(payloads[at : at + size])
+        at += size
+    return found
 
 
 def _text(value: bytes | str) -> str:

@@ -90,7 +90,10 @@ class RedisProtocolStore:
 
     async def read(self, slot: Slot, offset: int, *, limit: int = PAGE_LIMIT) -> Page:
         """See :meth:`celery_streams.protocol.ProtocolStore.read`."""
-        return await self._one(slot, self._reads.read(slot, offset, limit))
+        opening = await self._one(slot, self._reads.read(slot, offset, limit))
+        if opening.complete:
+            return opening.page
+        return opening.joined(await self._link.call_many(self._reads.read_on(slot, opening)))
 
     async def heads(self, slots: Sequence[Slot]) -> list[Head | Exception]:
         """See :meth:`celery_streams.protocol.ProtocolStore.heads`."""

@@ -70,7 +70,10 @@ class RedisStore:
 
     def read(self, slot: Slot, offset: int, *, limit: int = PAGE_LIMIT) -> Page:
         """See :meth:`celery_streams.contracts.Store.read`."""
-        return self._link.call(self._commands.read(slot, offset, limit))
+        opening = self._link.call(self._commands.read(slot, offset, limit))
+        if opening.complete:
+            return opening.page
+        return opening.joined(self._link.call_many(self._commands.read_on(slot, opening)))
 
     def follow(self, slot: Slot, offset: int, *, idle: float) -> Iterator[Page]:
         """See :meth:`celery_streams.contracts.Store.follow`.

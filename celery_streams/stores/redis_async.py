@@ -52,7 +52,10 @@ class AsyncRedisStore:
 
     async def read(self, slot: Slot, offset: int, *, limit: int = PAGE_LIMIT) -> Page:
         """See :meth:`celery_streams.contracts.Store.read`."""
-        return await self._link.call(self._commands.read(slot, offset, limit))
+        opening = await self._link.call(self._commands.read(slot, offset, limit))
+        if opening.complete:
+            return opening.page
+        return opening.joined(await self._link.call_many(self._commands.read_on(slot, opening)))
 
     async def follow(self, slot: Slot, offset: int, *, idle: float) -> AsyncIterator[Page]:
         """See :meth:`celery_streams.stores.redis.RedisStore.follow`."""

@@ -51,6 +51,22 @@ def values(gateway: Gateway, path: str, offset: str = "-1") -> list[Any]:
             return found
 
 
+def test_a_long_stream_and_its_fork_are_read_whole(gateway: Gateway, name: str) -> None:
+    """Whatever the sizes of what was inherited, and of what each has got since."""
+    large = "x" * 50_000
+    gateway.request("PUT", name, b"[0]", JSON)
+    for number in range(1, 100):
+        gateway.request("POST", name, b"%d" % number, JSON)
+    assert values(gateway, name) == list(range(100))
+    gateway.request("POST", name, f'"{large}"'.encode(), JSON)
+    forked = f"{name}-fork"
+    assert fork(gateway, forked, name).status == 201
+    for number in range(100):
+        gateway.request("POST", forked, b"%d" % number, JSON)
+    assert values(gateway, name) == [*range(100), large]
+    assert values(gateway, forked) == [*range(100), large, *range(100)]
+
+
 def test_a_fork_of_a_run_and_of_a_session(
     valkey: ValkeyProcess, gateway: Gateway, name: str
 ) -> None:

@@ -10,11 +10,13 @@ local function keep(retention, ...)
   end
 end
 
+--#include largest
+
 -- Append a batch to one of the session's streams; nothing if somebody has closed it.
 local function append(meta, log, keys, channel, key, count, payload, retention)
   redis.call('HSETNX', meta, 'end', 0)
   redis.call('HSETNX', meta, 'type', 'application/json')
-  local stream = redis.call('HMGET', meta, 'end', 'closed')
+  local stream = redis.call('HMGET', meta, 'end', 'closed', 'largest')
   local offset = tonumber(stream[1])
   if stream[2] or count == 0 then
     return offset
@@ -22,6 +24,7 @@ local function append(meta, log, keys, channel, key, count, payload, retention)
   local id = string.format('%d-%d', offset + count, count)
   redis.call('XADD', log, id, 'd', payload)
   redis.call('HSET', meta, 'end', offset + count)
+  count_largest(meta, offset, stream[3], payload)
   redis.call('SADD', keys, key)
   local margin = math.ceil(retention / 20)
   keep(retention + margin, meta, log, keys)

@@ -9,6 +9,7 @@ local content_type = ARGV[13] -- what the stream must be; empty: anything
 -- Returns {'OK' | 'DUPLICATE', offset, end, epoch}, or {reason, detail}.
 --#include claim
 --#include tell
+--#include largest
 
 local writer = redis.call('HMGET', fence, 'attempt', 'generation', 'epoch', 'a/' .. attempt,
   'p/' .. producer, 'touched')
@@ -23,7 +24,8 @@ if writer[5] then
   end
 end
 
-local stream = redis.call('HMGET', meta, 'end', 'closed', 'g/' .. grant, 'touched', 'type')
+local stream = redis.call('HMGET', meta, 'end', 'closed', 'g/' .. grant, 'touched', 'type',
+  'largest')
 if stream[2] then
   return {'CLOSED', stream[2]}
 end
@@ -53,6 +55,7 @@ else
   redis.call('XADD', log, id, 'd', payload)
 end
 redis.call('HSET', meta, 'end', stop)
+count_largest(meta, offset, stream[6], payload)
 if claimed then
   take(fence, attempt, generation, epoch, redelivered)
   if lease > 0 then

@@ -12,6 +12,7 @@ local close, count, payload = ARGV[12] == '1', tonumber(ARGV[13]), ARGV[14]
 -- fork, stop: what it was forked from (empty: nothing) and where its own chunks begin.
 -- copied: the staged entries; -1: none, because the stream exists and this only compares.
 -- Returns {'CREATED' | 'EXISTS'}, or {reason, detail}.
+--#include largest
 local function media(text)
   return string.lower(string.match(text, '^%s*([^;%s]*)'))
 end
@@ -48,6 +49,7 @@ end
 if count > 0 then
   stop = stop + count
   redis.call('XADD', log, string.format('%d-%d', stop, count), 'd', payload)
+  count_largest(meta, stop - count, false, payload)
 end
 redis.call('HSET', meta, 'end', stop, 'type', content_type, 'id', identity)
 if ttl ~= '' then

@@ -8,6 +8,7 @@ local retention, max_chunks = ARGV[10], tonumber(ARGV[11])
 -- producer: empty if none. stream_seq: 's' and the value, empty if none. retention:
 -- milliseconds, for streams of runs and sessions; empty: the stream's own lifetime.
 -- Returns {'OK' | 'DUPLICATE', end, closed (0 or 1), the producer's last seq}, or {reason, ...}.
+--#include largest
 local function media(text)
   return string.lower(string.match(text, '^%s*([^;%s]*)'))
 end
@@ -23,7 +24,8 @@ local function after(a, b)
   return #a > #b
 end
 
-local stream = redis.call('HMGET', meta, 'end', 'closed', 'type', 'deleted', 'seq', 'closer', 'ttl')
+local stream = redis.call('HMGET', meta, 'end', 'closed', 'type', 'deleted', 'seq', 'closer', 'ttl',
+  'largest')
 if not stream[1] then
   return {'MISSING', ''}
 end
@@ -82,6 +84,7 @@ if count > 0 then
     redis.call('XADD', log, id, 'd', payload)
   end
   redis.call('HSET', meta, 'end', stop)
+  count_largest(meta, stop - count, stream[8], payload)
 end
 if mine then
   redis.call('HSET', producers, producer, string.format('%d:%d', epoch, seq))

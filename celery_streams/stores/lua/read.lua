@@ -2,12 +2,16 @@
 -- Entries that hold chunks from an offset on, and the head at the same moment.
 local meta, log, run = KEYS[1], KEYS[2], KEYS[3]
 local offset, limit, enough = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local few, small = tonumber(ARGV[4]), tonumber(ARGV[5])
 -- limit: entries. enough: bytes of payload after which no further entries are added.
+-- few: at most so many entries where none of the log has more than `small` bytes: the client gets
+-- the others of the page itself.
 -- Returns {run's state} (no such stream), or {end, closed, type, epoch, first entry's id, identity, ttl,
--- expires, deleted, run's state, index, payloads}: index is one string of "end-count size " for
+-- expires, deleted, run's state, index, payloads, largest}: index is one string of "end-count size " for
 -- each entry, payloads are all in one string. A client takes that apart many times faster than
 -- nested replies.
-local stream = redis.call('HMGET', meta, 'end', 'closed', 'type', 'id', 'ttl', 'expires', 'deleted')
+local stream = redis.call('HMGET', meta, 'end', 'closed', 'type', 'id', 'ttl', 'expires', 'deleted',
+  'largest')
 local function run_state(record)
   local state, attempt, lease, suspended = record[2], record[3], record[4], record[5]
   if state or not attempt then
@@ -28,6 +32,10 @@ if not stream[1] then
   return {run_state(record)}
 end
 local index, payloads, size, found = {}, {}, 0, 0
+local largest = stream[8] and tonumber(stream[8])
+if largest and largest <= small then
+  limit = math.min(limit, few)
+end
 if limit > 0 and offset < tonumber(stream[1]) then
   local from = string.format('%d-0', offset + 1)
   local step = 16
@@ -54,5 +62,5 @@ local oldest = redis.call('XRANGE', log, '-', '+', 'COUNT', 1)[1]
 return {
   tonumber(stream[1]), stream[2], stream[3], tonumber(record[1] or '0'),
   oldest and oldest[1] or false, stream[4], stream[5], stream[6], stream[7], run_state(record),
-  table.concat(index, ' '), table.concat(payloads),
+  table.concat(index, ' '), table.concat(payloads), largest or false,
 }

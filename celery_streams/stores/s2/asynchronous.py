@@ -23,8 +23,9 @@ from celery_streams.contracts import (
 from celery_streams.errors import OffsetGone, StreamError, StreamNotFound
 from celery_streams.settings import StreamsSettings
 from celery_streams.slots import Slot
-from celery_streams.stores.commands import CLOSED, PAGE_BYTES
+from celery_streams.stores.commands import CLOSED
 from celery_streams.stores.cursor import PAGE_LIMIT
+from celery_streams.stores.pages import PAGE_BYTES
 from celery_streams.stores.s2.address import S2Address, stream_name
 from celery_streams.stores.s2.client import Clients, check_environment, translating
 from celery_streams.stores.s2.state import (
