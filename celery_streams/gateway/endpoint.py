@@ -163,7 +163,7 @@ class StreamEndpoint:
             if _matches(headers_of(scope).get("if-none-match"), etag):
                 await self._replies.reply(scope, send, 304, headers)
                 return
-        payloads = [wire.payload_from(e, offset, head.content_type) for e in page.entries]
+        payloads = wire.payloads_from(page.entries, offset, head.content_type)
         body = wire.body_of(payloads, head.content_type)
         await self._replies.reply(scope, send, 200, headers, body)
 

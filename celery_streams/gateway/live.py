@@ -104,9 +104,7 @@ class LiveReads:
             state = run_state(topic.slot, head)
             if state is not None:
                 headers["stream-run-state"] = state
-            payloads = [
-                wire.payload_from(e, follower.offset, head.content_type) for e in page.entries
-            ]
+            payloads = wire.payloads_from(page.entries, follower.offset, head.content_type)
             body = wire.body_of(payloads, head.content_type) if payloads else b""
             await self._replies.reply(scope, send, 200 if payloads else 204, headers, body)
 
@@ -210,7 +208,7 @@ class LiveReads:
     ) -> tuple[bytes, int]:
         """One page as events, and where it ends."""
         content_type = head.content_type
-        payloads = [wire.payload_from(e, follower.offset, content_type) for e in page.entries]
+        payloads = wire.payloads_from(page.entries, follower.offset, content_type)
         end = page.entries[-1].end if page.entries else follower.offset
         at_tail = end >= head.end
         closed = at_tail and head.closed is not None

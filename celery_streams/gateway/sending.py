@@ -9,6 +9,9 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from celery_streams.gateway.replies import Send
 
+#: Bytes of an answer that take several packets anyway.
+_LARGE = 64 * 1024
+
 
 class Sending:
     """The ``send`` of one answer, in place of uvicorn's own.
@@ -95,7 +98,10 @@ class _Gathered:
         return self._closed or self.transport.is_closing()
 
     def flush(self) -> None:
-        if self._parts:
+        if sum(map(len, self._parts)) > _LARGE:
+            for part in self._parts:  # copying it costs more than a packet does
+                self.transport.write(part)
+        elif self._parts:
             self.transport.write(b"".join(self._parts))
         if self._closed:
             self.transport.close()

@@ -18,6 +18,7 @@ from typing import Literal
 from celery_streams.chunks import frame, unframe
 from celery_streams.contracts import JSON, Entry
 from celery_streams.gateway.problems import Problem
+from celery_streams.stores.entries import payloads_of
 
 #: Offsets are sequence numbers in this many digits, so that they sort as text (section 8).
 _DIGITS = 16
@@ -33,6 +34,9 @@ _LARGEST_CURSOR = 10**12 - 1
 
 #: What follows the offset in the ``id`` of the event that says that the stream is closed.
 _CLOSED = "-closed"
+
+#: Entries of a page that are joined at once.
+_GROUP = 64
 
 #: An SSE comment: keeps proxies from taking a silent stream for a dead one.
 HEARTBEAT = b":\n\n"
@@ -209,10 +213,25 @@ def payload_from(entry: Entry, offset: int, content_type: str) -> bytes:
     return frame(chunks, content_type)
 
 
+def payloads_from(entries: Sequence[Entry], offset: int, content_type: str) -> list[bytes]:
+    """The framed chunks from ``offset`` on, of entries that were read from there."""
+    payloads = payloads_of(entries)
+    if payloads:
+        payloads[0] = payload_from(entries[0], offset, content_type)
+    return payloads
+
+
 def body_of(payloads: Sequence[bytes], content_type: str) -> bytes:
     """Framed payloads as the body of a read."""
     if content_type == JSON:
-        return b"[%b]" % b",".join([payload.replace(b"\n", b",") for payload in payloads])
+        # A large page is copied once: memory that is new to the process costs more than that.
+        groups = [
+            b",".join(payloads[at : at + _GROUP]).replace(b"\n", b",")
+            for at in range(0, len(payloads), _GROUP)
+        ] or [b""]
+        groups[0] = b"[" + groups[0]
+        groups[-1] += b"]"
+        return b",".join(groups)
     return b"".join(b"".join(unframe(payload, content_type)) for payload in payloads)
 
 

@@ -306,3 +306,11 @@ def test_a_path_is_a_stream_or_refused(path: str) -> None:
     target = attempt(lambda: parse_target(path), 400, 404)
     if target is not None:
         assert not {"{", "}", "\\", "\x00"} & set(target.slot.owner + target.slot.key)
+
+
+@pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 1000])
+def test_a_page_of_json_is_one_array_however_many_entries_it_has(count: int) -> None:
+    """Entries are joined in groups; nothing is missing or comes twice where they meet."""
+    payloads = [b"%d\n%d" % (number, -number) for number in range(count)]
+    expected = [each for number in range(count) for each in (number, -number)]
+    assert json.loads(wire.body_of(payloads, JSON)) == expected
