@@ -164,8 +164,8 @@ class StreamEndpoint:
                 await self._replies.reply(scope, send, 304, headers)
                 return
         payloads = wire.payloads_from(page.entries, offset, head.content_type)
-        body = wire.body_of(payloads, head.content_type)
-        await self._replies.reply(scope, send, 200, headers, body)
+        pieces = wire.pieces_of(payloads, head.content_type)
+        await self._replies.reply_in_pieces(scope, send, 200, headers, pieces)
 
     async def _head(self, scope: Scope, send: Send, target: Target) -> None:
         page = await look(self._store, target.slot)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from celery_streams.gateway.problems import PROBLEM_JSON, Problem
@@ -106,6 +106,17 @@ class Replies:
         content = b"" if bodiless or scope["method"] == "HEAD" else body
         self.sent += len(content)
         await send({"type": "http.response.body", "body": content})
+
+    async def reply_in_pieces(
+        self, scope: Scope, send: Send, status: int, headers: Headers, pieces: Sequence[bytes]
+    ) -> None:
+        """A whole answer with a body, which is not made one first."""
+        size = sum(map(len, pieces))
+        await self.start(scope, send, status, {**headers, "content-length": str(size)})
+        self.sent += size
+        for piece in pieces:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
 
     async def refuse(self, scope: Scope, send: Send, problem: Problem) -> None:
         """The problem as a document."""

@@ -36,7 +36,7 @@ _LARGEST_CURSOR = 10**12 - 1
 _CLOSED = "-closed"
 
 #: Entries of a page that are joined at once.
-_GROUP = 64
+_GROUP = 128
 
 #: An SSE comment: keeps proxies from taking a silent stream for a dead one.
 HEARTBEAT = b":\n\n"
@@ -223,16 +223,28 @@ def payloads_from(entries: Sequence[Entry], offset: int, content_type: str) -> l
 
 def body_of(payloads: Sequence[bytes], content_type: str) -> bytes:
     """Framed payloads as the body of a read."""
+    return b"".join(pieces_of(payloads, content_type))
+
+
+def pieces_of(payloads: Sequence[bytes], content_type: str) -> list[bytes]:
+    """The body of a read, in pieces that are not large unless an entry is.
+
+    Memory that is new to the process, as a large piece has it, costs more than copying does.
+    """
+    groups = [payloads[at : at + _GROUP] for at in range(0, len(payloads), _GROUP)]
     if content_type == JSON:
-        # A large page is copied once: memory that is new to the process costs more than that.
-        groups = [
-            b",".join(payloads[at : at + _GROUP]).replace(b"\n", b",")
-            for at in range(0, len(payloads), _GROUP)
-        ] or [b""]
-        groups[0] = b"[" + groups[0]
-        groups[-1] += b"]"
-        return b",".join(groups)
-    return b"".join(b"".join(unframe(payload, content_type)) for payload in payloads)
+        pieces, begin = [], b"["
+        for group in groups:
+            pieces.append(begin + b",".join(group).replace(b"\n", b","))
+            begin = b","
+        if not pieces:
+            return [b"[]"]
+        pieces[-1] += b"]"  # a piece of its own would be a packet of its own
+        return pieces
+    return [
+        b"".join(chunk for payload in group for chunk in unframe(payload, content_type))
+        for group in groups
+    ]
 
 
 def data_event(payloads: Sequence[bytes], content_type: str, end: int) -> bytes:
