@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from celery import Celery
 
 from celery_streams import Streams
@@ -22,4 +24,8 @@ class ShortRuns(Streams):
 
 
 app = Celery("short runs", set_as_current=False)
+app.conf.update(
+    broker_url=os.environ.get("TEST_BROKER_URL"),
+    result_backend=os.environ.get("TEST_RESULT_BACKEND"),
+)
 streams = ShortRuns(app)

@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
 
 import pytest
 
@@ -26,19 +26,19 @@ __all__ = ["anyio_backend"]
 @pytest.fixture(scope="module")  # type: ignore[no-redef]
 def store(s2_lite: S2Lite) -> Iterator[ValkeyProcess]:
     """Gateways, workers and readers find the runs by the setting of its own."""
-    serving_runs = following.serving_runs
     with ChunksOnS2() as server, pytest.MonkeyPatch.context() as patch:
         redis_url = server.url_for()
 
-        def serving(url: str, **env: str) -> Any:
-            celerys = {
-                "TEST_BROKER_URL": server.url_for(db=BROKER_DB),
-                "TEST_RESULT_BACKEND": server.url_for(db=RESULT_DB),
-            }
-            return serving_runs(url, CELERY_STREAMS_REDIS_URL=redis_url, **celerys, **env)
-
+        celerys = {
+            "TEST_BROKER_URL": server.url_for(db=BROKER_DB),
+            "TEST_RESULT_BACKEND": server.url_for(db=RESULT_DB),
+        }
         patch.setenv("CELERY_STREAMS_REDIS_URL", redis_url)
-        patch.setattr(test_live_runs, "serving_runs", serving)
+        for name in ("serving_runs", "serving_app"):
+            serving = partial(
+                getattr(following, name), CELERY_STREAMS_REDIS_URL=redis_url, **celerys
+            )
+            patch.setattr(test_live_runs, name, serving)
         server.s2_url = s2_lite.url
         yield server
 
