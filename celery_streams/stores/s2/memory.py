@@ -12,6 +12,7 @@ from celery_streams.slots import Slot
 from celery_streams.stores.s2.requests import Requests
 from celery_streams.stores.s2.state import (
     LOOK_BACK,
+    MOST_IN_MEMORY,
     Known,
     Written,
     entry_of,
@@ -54,6 +55,10 @@ class Memory:
         for producer in producers:
             self._tried.pop(producer, None)
             self._places.pop(producer, None)
+
+    def tells_of(self, client: str) -> None:
+        """What is known says all of this client's producer."""
+        self._told.add(client)
 
     def doubt(self, tail: int, producers: Iterable[str]) -> None:
         """It is not known what became of an append of these producers at record ``tail``."""
@@ -112,6 +117,20 @@ class Memory:
                 self._tried[producer] = known.tail
             self._told.add(producer)
         return known
+
+    async def with_client(self, known: Known, producer: str, token: str) -> Known:
+        """With the last batch of a client's producer, which may be another process's, too: what
+        is remembered of it beyond the last record may be old.
+        """
+        written = known.state.written
+        complete = not known.state.partial and len(written) < MOST_IN_MEMORY
+        if not producer or complete or (producer in self._told and producer in written):
+            return known
+        found = await self.search(producer, 0, known.tail, token)
+        if not found:
+            return known
+        last = max(found.values(), key=lambda each: each.end)  # its numbers begin anew at times
+        return replace(known, state=replace(known.state, written={**written, producer: last}))
 
     async def place_of(self, known: Known, append: Append, token: str) -> Appended:
         """Where a batch before its producer's last is."""

@@ -41,6 +41,8 @@ MOST_REMEMBERED = 32
 MOST_IN_MEMORY = 512
 
 _COUNT, _STATE, _KNOCK = b"n", b"s", b"k"
+#: What the last three of a state are where it does not say.
+_RARE: tuple[Any, ...] = (None, None, False)
 
 #: Records to look at, in turn, for the last one with a state: knocks may come after it.
 LOOK_BACK = (1, 16, 256)
@@ -78,7 +80,8 @@ class State:
     of writing.
 
     ``stream_seq`` and ``closer`` are the protocol's: the last ``Stream-Seq``, and which producer
-    closed the stream, with which sequence number.
+    closed the stream, with which sequence number. ``partial``: this record, or one before it, had
+    no room for all producers.
     """
 
     identity: str
@@ -91,6 +94,7 @@ class State:
     written: dict[str, Written] = field(default_factory=dict)
     stream_seq: str | None = None
     closer: tuple[str, int, int] | None = None
+    partial: bool = False
 
     def encoded(self, owner: str) -> bytes:
         """One header's value, at most ``STATE_BYTES``; the owning run's fence is never left out."""
@@ -99,6 +103,7 @@ class State:
             fences = list(self.fences.items())[-most:]
             if owner in self.fences and all(run != owner for run, _ in fences):
                 fences.insert(0, (owner, self.fences[owner]))
+            partial = self.partial or len(self.written) > most
             data = json.dumps(
                 [
                     self.identity,
@@ -109,7 +114,7 @@ class State:
                     self.first_seq,
                     [[run, *fence] for run, fence in fences],
                     [[who, *what] for who, what in list(self.written.items())[-most:]],
-                    *((self.stream_seq, self.closer) if self.stream_seq or self.closer else ()),
+                    *self._rarely(partial),
                 ],
                 separators=(",", ":"),
                 ensure_ascii=False,
@@ -117,6 +122,12 @@ class State:
             if len(data) <= STATE_BYTES or most <= 1:
                 return data
             most //= 2
+
+    def _rarely(self, partial: bool) -> tuple[object, ...]:
+        """What most records have not."""
+        if partial:
+            return self.stream_seq, self.closer, True
+        return (self.stream_seq, self.closer) if self.stream_seq or self.closer else ()
 
     def remembering(self, earlier: State) -> State:
         """This state, and what an earlier one of the same stream knew beyond it."""
@@ -184,9 +195,9 @@ def known_at(record: Any) -> Known | None:
         return None
     try:
         (
-            identity, content_type, opened, closed, first, first_seq, fences, written, *protocol,
+            identity, content_type, opened, closed, first, first_seq, fences, written, *rare,
         ) = json.loads(data)  # fmt: skip
-        stream_seq, closer = protocol or (None, None)
+        stream_seq, closer, partial = tuple(rare) + _RARE[len(rare) :]
         state = State(
             identity,
             content_type,
@@ -201,6 +212,7 @@ def known_at(record: Any) -> Known | None:
             {who: Written(*what) for who, *what in written},
             stream_seq,
             None if closer is None else tuple(closer),
+            partial,
         )
     except (ValueError, TypeError) as error:
         raise StreamError(

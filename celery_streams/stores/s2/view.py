@@ -26,7 +26,6 @@ from celery_streams.stores.s2.pipeline import Pipeline, Send, Waiting
 from celery_streams.stores.s2.planning import Added, Before, Due, decide, decide_end
 from celery_streams.stores.s2.requests import OpenStream, Overtaken, Requests
 from celery_streams.stores.s2.state import (
-    MOST_REMEMBERED,
     OVERHEAD,
     RECORD_BYTES,
     Known,
@@ -129,7 +128,7 @@ class View:
             for race in range(1, _MOST_RACES):
                 known = await memory.current_one(token)
                 try:
-                    due = decide(await self._knowing(known, producer, token))
+                    due = decide(await memory.with_client(known, producer, token))
                 except StreamError:
                     # Nobody is refused, or told that nothing is to be done, from memory.
                     if (await memory.refreshed(token)).tail != known.tail:
@@ -147,6 +146,7 @@ class View:
                     await self._lose(race, token)
                     continue
                 memory.acknowledged(Known(known.tail + 1, due.end, due.state))
+                memory.tells_of(producer)
                 if due.count and self._max_chunks:
                     memory.marks.add([Mark(known.tail, known.end, due.end)])
                 return due.answer
@@ -284,17 +284,6 @@ class View:
         send.marks.append(Mark(seq, start, end))
         send.known = Known(seq + 1, end, state)
         send.answers.append((waiting, verdict.appended))
-
-    async def _knowing(self, known: Known, producer: str, token: str) -> Known:
-        """With a producer's last batch, if the state may have left it out."""
-        written = known.state.written
-        if not producer or producer in written or len(written) < MOST_REMEMBERED:
-            return known
-        found = await self._memory.search(producer, 0, known.tail, token)
-        if not found:
-            return known
-        written = {**written, producer: found[max(found)]}
-        return replace(known, state=replace(known.state, written=written))
 
     # -- what becomes of it ---------------------------------------------------------------
 
