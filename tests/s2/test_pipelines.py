@@ -311,3 +311,30 @@ def test_an_idle_session_is_ended_and_a_long_one_is_renewed(
         writer.append("again")
         assert tokens.sessions == begun + 1
     streams.close()
+
+
+def test_a_session_is_not_renewed_with_batches_in_flight(
+    tokens: TokenServer, valkey: ValkeyProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two at once would overtake each other: the next begins when nothing is in flight."""
+    monkeypatch.setattr("celery_streams.stores.s2.pipeline._LIFETIME", 0.3)
+    valkey.flush()
+    streams = connected(valkey.url, tokens.url(), batch_chunks=1)
+    before = tokens.sessions
+    with streams.write_to(RUN, create=True) as writer:
+        writer.append(0)
+        tokens.hold()
+        try:
+            writer.write(1)
+            eventually(lambda: tokens.held == 1, "it is in flight")
+            time.sleep(0.5)  # the session's time is over
+            writer.write(2)
+            time.sleep(0.2)
+            assert tokens.held == 1
+            assert tokens.sessions == before + 1
+        finally:
+            tokens.let_go()
+        assert writer.wait().offset == 3
+    assert tokens.sessions == before + 2
+    assert streams.stats().retries == 0
+    streams.close()

@@ -155,13 +155,13 @@ class Pipeline:
         self._landed.set()
 
     def _good(self, session: Session, token: str) -> bool:
-        return session.token == token and self._used - session.opened < _LIFETIME
+        return session.token == token and time.monotonic() - session.opened < _LIFETIME
 
     def _session_for(self, token: str) -> Session:
         """The session; another one only when nothing else is in flight."""
         session = self._session
         if session is not None:
-            if self._good(session, token):
+            if len(self.flying) > 1 or self._good(session, token):
                 return session
             self.start(session.close())
         self._session = self._requests.session(token)
