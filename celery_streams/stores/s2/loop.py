@@ -37,7 +37,11 @@ class LoopThread:
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """The coroutine's result. If the caller is interrupted, the coroutine is cancelled."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._running())
+        try:
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._running())
+        except BaseException:
+            coroutine.close()
+            raise
         try:
             return future.result()
         except CancelledError:
@@ -70,12 +74,15 @@ class LoopThread:
 
     def _running(self) -> asyncio.AbstractEventLoop:
         with self._lock:
-            if self._loop is None:
-                self._loop = loop = asyncio.new_event_loop()
+            loop = self._loop
+            if loop is None:
+                loop = asyncio.new_event_loop()
+                # There may be no thread to be had, or a time limit strikes: then it is not running.
                 threading.Thread(
                     target=_run, args=(loop,), name="celery-streams-s2", daemon=True
                 ).start()
-            return self._loop
+                self._loop = loop
+            return loop
 
 
 def _after_fork_in_child(thread: LoopThread) -> None:
