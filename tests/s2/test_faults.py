@@ -318,3 +318,20 @@ def test_ending_a_stream_for_its_run(connect: Connect) -> None:
     assert backend.store.head(SLOT).closed == "FAILURE"
     with pytest.raises(StreamClosed, match="FAILURE"):
         writer.append("b")
+
+
+def test_a_stream_that_is_made_again_after_its_end_is_written_to(
+    backend: S2Backend, connect: Connect
+) -> None:
+    """Another process has deleted it: that it had ended is not believed from memory."""
+    slot = Slot.session("chat-1")
+    writer = backend.writer(slot)
+    writer.append("old")
+    backend.store.close(slot, writer.credentials, writer.attempt)
+    with pytest.raises(StreamClosed):
+        backend.writer(slot).append("late")
+    other = connect()
+    assert other.store.delete(slot)
+    again = backend.writer(slot)
+    again.append("new")
+    assert other.chunks(slot) == ["new"]

@@ -131,13 +131,13 @@ class View:
                     due = decide(await memory.with_client(known, producer, token))
                 except StreamError:
                     # Nobody is refused, or told that nothing is to be done, from memory.
-                    if (await memory.refreshed(token)).tail != known.tail:
-                        continue
-                    raise
+                    if await self._is_so(known, token):
+                        raise
+                    continue
                 if not isinstance(due, Due):
-                    if (await memory.refreshed(token)).tail != known.tail:
-                        continue
-                    return due
+                    if await self._is_so(known, token):
+                        return due
+                    continue
                 memory.current = False
                 record = self._record(due.count, due.payload, due.state, due.end)
                 try:
@@ -215,11 +215,18 @@ class View:
         return await self._filled(known, token)
 
     def _answer_known(self) -> bool:
-        """Answer the first by what stays true whatever has been appended since."""
-        if self._memory.known is None:
+        """Answer the first by what stays true whatever has been appended since.
+
+        That it has ended is no such thing for whoever has not written to it: it may have been
+        deleted, and made again.
+        """
+        known = self._memory.known
+        if known is None:
             return False
-        verdict = decide(self._memory.known, self._queue[0].append)
-        if isinstance(verdict, (Appended, StreamClosed)):
+        append = self._queue[0].append
+        verdict = decide(known, append)
+        has_written = append.producer.producer_id in known.state.written
+        if isinstance(verdict, Appended) or (isinstance(verdict, StreamClosed) and has_written):
             self._queue.popleft().done(verdict)
             return True
         return False
@@ -249,12 +256,17 @@ class View:
         """Answer for the first, which is not due."""
         if isinstance(verdict, Before):
             verdict = await self._memory.place_of(known, waiting.append, token)
-        elif isinstance(verdict, (StreamFenced, ChunksLost)) and (
-            (await self._memory.refreshed(token)).tail != known.tail
+        elif isinstance(verdict, (StreamClosed, StreamFenced, ChunksLost)) and (
+            not await self._is_so(known, token)
         ):
             return  # nobody is refused from memory
         if self._queue and self._queue[0] is waiting:
             self._queue.popleft().done(verdict)
+
+    async def _is_so(self, known: Known, token: str) -> bool:
+        """Whether the stream is as it was thought to be, and the same; looks."""
+        now = await self._memory.refreshed(token)
+        return (now.tail, now.state.identity) == (known.tail, known.state.identity)
 
     async def _add(self, send: Send, waiting: Waiting, verdict: Added, token: str) -> None:
         from s2_sdk import CommandRecord
