@@ -13,7 +13,8 @@ import pytest
 
 from celery_streams import Streams
 from celery_streams.contracts import Append, Appended, Attempt, PipelinedStore
-from celery_streams.errors import StoreUnavailable, StreamFenced
+from celery_streams.errors import ChunkTooLarge, StoreUnavailable, StreamFenced
+from celery_streams.stores.s2.store import S2Store
 from tests.conftest import SettingsFor
 from tests.s2.conftest import Place, S2Backend
 from tests.s2.fleet import Fleet, all_there
@@ -337,4 +338,60 @@ def test_a_session_is_not_renewed_with_batches_in_flight(
         assert writer.wait().offset == 3
     assert tokens.sessions == before + 2
     assert streams.stats().retries == 0
+    streams.close()
+
+
+def test_the_servers_death_with_batches_in_flight(
+    open_streams: Open, settings_for: SettingsFor
+) -> None:
+    """SIGKILL in a hot loop, again and again: what is on its disk is there once, in order."""
+    with S2Lite(durable=True) as server, S2Backend(settings_for(_url(server.port))) as backend:
+        streams = open_streams(server.port, batch_chunks=2, socket_timeout=2)
+        done = threading.Event()
+
+        def kill() -> None:
+            for _ in range(4):
+                done.wait(0.5)
+                server.kill()
+                server.start()
+            done.set()
+
+        with streams.write_to(RUN, create=True) as writer:
+            writer.append(0)
+            killing = Background(kill)
+            written = 1
+            while not done.is_set():
+                for _ in range(5):
+                    writer.write(written)
+                    written += 1
+                time.sleep(0.005)
+            killing.result()
+            assert writer.wait().offset == written
+        assert backend.chunks() == list(range(written))
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "text/plain", "application/x-any"])
+def test_a_chunk_that_no_record_takes_is_refused_before_anything_is_sent(
+    tokens: TokenServer, valkey: ValkeyProcess, content_type: str
+) -> None:
+    """By write(), whatever its type; the largest that one takes arrives."""
+    valkey.flush()
+    streams = connected(valkey.url, tokens.url())
+    most = S2Store.max_chunk_bytes
+    quotes = 2 if content_type == "application/json" else 0
+
+    def chunk(size: int) -> Any:
+        text = "x" * (size - quotes)
+        return text.encode() if content_type == "application/x-any" else text
+
+    writer = streams.write_to(RUN, create=True, content_type=content_type)
+    with pytest.raises(ChunkTooLarge):
+        writer.write(chunk(most + 1))
+    assert tokens.requests["append"] == tokens.requests["create-stream"] == 0
+    assert not tokens.minted
+    writer.write(chunk(3))
+    writer.write(chunk(most))
+    assert writer.wait().count == 2
+    with streams.read(RUN, timeout=20) as reader:
+        assert [next(reader), next(reader)] == [chunk(3), chunk(most)]
     streams.close()
