@@ -30,6 +30,9 @@ logger = logging.getLogger("celery_streams.credentials")
 
 #: Seconds: the first pause between two requests, and the longest of our own choice.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
+#: Seconds of a ``Retry-After`` that are honoured: one answer, or a wrong clock, must not keep a
+#: process from minting for ever.
+_LONGEST_REST = 60.0
 #: The part of the slot's lock's lease that one answer may take, retries included.
 _PATIENCE = 0.8
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -222,7 +225,11 @@ class HttpAuthority:
 
 
 def _retry_after(value: str | None) -> float:
-    """Seconds; a date is relative to this host's clock."""
+    """Seconds, within reason; a date is relative to this host's clock."""
+    return min(_seconds(value), _LONGEST_REST)
+
+
+def _seconds(value: str | None) -> float:
     if value is None:
         return 0.0
     text = value.strip()

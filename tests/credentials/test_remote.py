@@ -14,7 +14,7 @@ import trustme
 
 from celery_streams import Streams
 from celery_streams.contracts import Authority
-from celery_streams.credentials.remote import HttpAuthority
+from celery_streams.credentials.remote import HttpAuthority, _retry_after
 from celery_streams.errors import ConfigurationError, RunFinished, StoreUnavailable
 from celery_streams.slots import Slot
 from tests.conftest import SettingsFor
@@ -250,3 +250,9 @@ def test_only_administrators_get_credentials(gateway: Gateway, valkey: ValkeyPro
     assert granted.headers["stream-credentials"] not in gateway.log.text
     exposed = granted.headers.get("access-control-expose-headers", "")
     assert "stream-credentials" not in exposed
+
+
+@pytest.mark.parametrize("value", ["999999999", "Wed, 21 Oct 2099 07:28:00 GMT"])
+def test_a_retry_after_beyond_reason_is_honoured_for_a_minute(value: str) -> None:
+    """By mistake, or by a clock that is wrong: the process would mint nothing any more."""
+    assert _retry_after(value) == 60.0

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: Access tokens whose clients one event loop keeps.
 _MOST_CLIENTS = 4096
+#: Seconds that S2 is left alone at its request, at most.
+_LONGEST_REST = 60.0
 _REJECTED = frozenset({401, 403})
 _TRANSIENT = frozenset({408, 409, 429, 500, 502, 503, 504})
 _MISSING = frozenset({"stream_not_found", "stream_deletion_pending"})
@@ -194,7 +196,7 @@ def _answered(error: Any, slot: Slot) -> StreamError:
     if code in _MISSING:
         return StreamNotFound(f"there is no stream {slot}, or it has expired")
     if status == 429 and error._retry_after is not None:
-        return Throttled(f"{slot}: {said}", error._retry_after)
+        return Throttled(f"{slot}: {said}", min(error._retry_after, _LONGEST_REST))
     if status in _TRANSIENT:
         return StoreUnavailable(f"{slot}: {said}")
     return StreamError(f"S2 refused a request for {slot}: {said}")
