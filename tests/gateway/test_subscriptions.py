@@ -249,15 +249,15 @@ def test_a_lease_that_runs_out(url):
     async def main():
         async with nodes(url, 2) as (a, b):
             await a.put("wake/pool")
-            await a.subscribe("s", **PULL)
+            await a.subscribe("s", **{**PULL, "lease_ttl_ms": 5000})
             await a.put("events/a", 1)
             claim = (await a.act("s", "claim", worker="w")).document
             wake = {"wake_id": claim["wake_id"], "generation": claim["generation"]}
-            for _ in range(4):  # heartbeats keep it
-                await asyncio.sleep(0.5)
+            for _ in range(4):  # heartbeats keep it, beyond its time
+                await asyncio.sleep(1.5)
                 assert (await b.act("s", "ack", claim["token"], **wake)).status == 200
             before = len(await events(a))
-            await eventually(lambda: _more(b, before), "a wake after the lease", timeout=6)
+            await eventually(lambda: _more(b, before), "a wake after the lease", timeout=20)
             assert (await a.act("s", "ack", claim["token"], **wake)).status == 409
             again = (await b.act("s", "claim", worker="v")).document
             assert again["generation"] > claim["generation"]
