@@ -57,22 +57,33 @@ class Cluster:
         return primary
 
     def failover(self, key: str) -> ValkeyProcess:
-        """Hand ``key`` over to a replica, in order; returns the new primary once it serves."""
+        """Hand ``key`` over to a replica, in order; returns the new primary once it serves.
+
+        A node may refuse to vote soon after another election, and a replica gives an
+        attempt up after 5 seconds without saying so: it is asked until it has taken over.
+        """
         old = self.primary_of(key)
-        old_id = old.client().execute_command("CLUSTER MYID")
+        for _ in range(5):
+            self._replica_of(old).client().execute_command("CLUSTER FAILOVER")
+            try:
+                return self.wait_taken_over(key, old, timeout=6.0)
+            except TimeoutError:
+                continue
+        raise TimeoutError(f"no replica of {old.port} took {key} over")
+
+    def _replica_of(self, primary: ValkeyProcess) -> ValkeyProcess:
         for node in self._running():
             replicates = node.client().info("replication")
-            if replicates["role"] == "slave" and int(replicates["master_port"]) == old.port:
-                node.client().execute_command("CLUSTER FAILOVER")
-                break
-        else:
-            raise LookupError(f"node {old_id!r} has no replica")
-        return self.wait_taken_over(key, old)
+            if replicates["role"] == "slave" and int(replicates["master_port"]) == primary.port:
+                return node
+        raise LookupError(f"node {primary.port} has no replica")
 
-    def wait_taken_over(self, key: str, dead: ValkeyProcess) -> ValkeyProcess:
+    def wait_taken_over(
+        self, key: str, dead: ValkeyProcess, *, timeout: float = 30.0
+    ) -> ValkeyProcess:
         """Wait until another node than ``dead`` serves ``key``; returns that node."""
         eventually(
-            lambda: self._serves_elsewhere(key, dead), f"another node serves {key}", timeout=30.0
+            lambda: self._serves_elsewhere(key, dead), f"another node serves {key}", timeout=timeout
         )
         return self.primary_of(key)
 
