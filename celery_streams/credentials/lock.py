@@ -12,6 +12,7 @@ import redis.exceptions as rx
 
 from celery_streams.errors import StoreUnavailable
 from celery_streams.redis.client import Call, RedisLink
+from celery_streams.redis.connect import receive
 from celery_streams.redis.failures import REDIS_ERRORS, translated
 from celery_streams.redis.layout import Layout
 from celery_streams.redis.scripts import load_script
@@ -162,9 +163,10 @@ class Listener:
         """What the holder left: sealed credentials, ``b""`` for nothing; ``None``: no word of it
         within ``timeout`` seconds."""
         with self._explained():
-            if not self._connection.can_read(timeout):
-                return None
-            kind, _, data = self._connection.read_response()
+            push = receive(self._connection, timeout)
+        if push is None:
+            return None
+        kind, _, data = push
         # The other kind is the server's word that the slot has moved: nothing was left here.
         return bytes(data) if kind == b"smessage" else b""
 

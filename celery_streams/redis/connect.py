@@ -8,6 +8,7 @@ timeouts (a silent server must become an error, never a hang).
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -39,6 +40,12 @@ _UNINTRODUCED: dict[str, Any] = (
     {"driver_info": None}
     if find_spec("redis.driver_info")
     else {"lib_name": None, "lib_version": None}
+)
+
+#: Whether a reply can be waited for without first asking whether there is one, which takes
+#: redis-py several system calls. Older versions have only that.
+_WAITS_FOR_REPLIES = (
+    "timeout" in inspect.signature(redis.connection.AbstractConnection.read_response).parameters
 )
 
 
@@ -73,6 +80,20 @@ class _AsyncCluster(aioredis.RedisCluster):
         await super().aclose()
         await self.nodes_manager.aclose()
         await self.nodes_manager.aclose("startup_nodes")
+
+
+def receive(connection: SyncConnection, timeout: float) -> Any | None:
+    """What a subscribed connection brings next; ``None`` if nothing does for ``timeout`` seconds.
+
+    Raises what redis-py raises when the connection is lost or the server refuses.
+    """
+    timeout = max(0.0, timeout)
+    if not _WAITS_FOR_REPLIES:
+        return connection.read_response() if connection.can_read(timeout) else None
+    try:
+        return connection.read_response(timeout=timeout, disconnect_on_error=False)
+    except redis.TimeoutError:
+        return None
 
 
 async def heeding_cancellation(work: Awaitable[T]) -> T:

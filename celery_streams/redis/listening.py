@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from celery_streams.errors import StreamError
 from celery_streams.redis.client import RedisLink
-from celery_streams.redis.connect import SyncConnection
+from celery_streams.redis.connect import SyncConnection, receive
 from celery_streams.redis.failures import REDIS_ERRORS
 
 logger = logging.getLogger("celery_streams.redis")
@@ -123,9 +123,10 @@ class ChannelListener:
                     connection.send_command("SUBSCRIBE", channel)
             asked = False
             while self._wanted.is_set() and not self._closed:
-                if connection.can_read(_SILENCE):
+                push = receive(connection, _SILENCE)
+                if push is not None:
                     asked = False
-                    self._received(connection.read_response())
+                    self._received(push)
                 elif asked:
                     raise ConnectionError("the server does not answer")
                 else:

@@ -17,6 +17,7 @@ from celery_streams.redis.connect import (
     AsyncConnection,
     SyncConnection,
     heeding_cancellation,
+    receive,
 )
 from celery_streams.redis.failures import REDIS_ERRORS, translated
 
@@ -57,15 +58,15 @@ class Subscription:
         """The next message, or ``None`` after ``timeout`` seconds."""
         deadline = time.monotonic() + timeout
         try:
-            while self._connection.can_read(max(0.0, deadline - time.monotonic())):
-                message = message_of(self._connection.read_response(), self._channel)
-                if message is not None:
+            while True:
+                push = receive(self._connection, deadline - time.monotonic())
+                message = None if push is None else message_of(push, self._channel)
+                if push is None or message is not None:
                     return message
         except REDIS_ERRORS as error:
             if not isinstance(error, StoreUnavailable):
                 self._link.refresh()
             raise translated(error, self._link.address) from error
-        return None
 
     def close(self) -> None:
         """Close the connection; safe to repeat."""
