@@ -140,11 +140,13 @@ class Chat:
     def pipe(self, source: Any) -> Any:
         """Write a model's answer as it comes; ends early if the turn is to stop.
 
+        An async source is cancelled while it is waited for, an iterable ends at its next item.
+
         ``source``: an (async) iterable of texts or of chunks of the UI message stream, or what
         an adapter knows (see :mod:`celery_streams.chat.adapters`). Returns the text of the answer
         it has written; for an async source called within an event loop, an awaitable of it.
         """
-        return pipe(source, self.response, self._turn.stopping.is_set)
+        return pipe(source, self.response)
 
 
 def session_id_of(

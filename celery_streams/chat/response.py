@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncIterable, Callable, Iterable
+from contextlib import AsyncExitStack, ExitStack
 from typing import Any
 
 from celery_streams.chat.chunks import parse_chunk
 from celery_streams.chat.halves import Halves
 from celery_streams.chat.message import ResponseMessage
 from celery_streams.chat.requests import Message, new_id
+from celery_streams.chat.stopping import Stopping
 from celery_streams.errors import InvalidChunk, StopRequested
 
 #: Kinds of parts that go on from one chunk to the next.
@@ -24,7 +26,13 @@ class ChatResponse:
     """
 
     def __init__(
-        self, send: Callable[[Any], None], message: ResponseMessage, *, fold_steps: bool = True
+        self,
+        send: Callable[[Any], None],
+        message: ResponseMessage,
+        *,
+        fold_steps: bool = True,
+        stopping: Stopping | None = None,
+        raise_on_stop: bool = False,
     ) -> None:
         self._send = send
         self._message = message
@@ -34,8 +42,9 @@ class ChatResponse:
         self._halves = Halves()
         #: The id of the text or reasoning part that the convenience methods are writing.
         self._current: dict[str, str] = {}
-        #: Says whether somebody has asked to stop, and whether writing raises then.
-        self.raises_if: Callable[[], bool] = bool
+        #: Whether the turn is to stop, and whether writing raises then.
+        self.stopping = stopping or Stopping()
+        self._raises = raise_on_stop
         self.finish_reason: str | None = None
 
     @property
@@ -58,8 +67,7 @@ class ChatResponse:
         if isinstance(part, str):
             self.text(part)
             return
-        if self.raises_if():
-            raise StopRequested("somebody has asked this turn to stop")
+        self._raise_if_stopped()
         with self._lock:
             self._write(part)
 
@@ -72,19 +80,39 @@ class ChatResponse:
         self._grow("reasoning", text)
 
     def text_stream(self, source: Iterable[str]) -> str:
-        """Write each piece of text as it comes; returns the whole."""
+        """Write each piece of text as it comes; returns the whole.
+
+        Ends at the next piece if the turn is to stop, and closes the source.
+
+        Raises:
+            StopRequested: the same, if the task has ``raise_on_stop``.
+        """
         pieces = []
-        for piece in source:
-            self.text(piece)
-            pieces.append(piece)
+        with ExitStack() as stack:
+            items = iter(source)
+            if close := getattr(items, "close", None):
+                stack.callback(close)
+            for piece in items:
+                self._raise_if_stopped()
+                if self.stopping.is_set():
+                    break
+                self.text(piece)
+                pieces.append(piece)
         return "".join(pieces)
 
     async def atext_stream(self, source: AsyncIterable[str]) -> str:
-        """:meth:`text_stream` for an async source."""
+        """:meth:`text_stream` for an async source; a stop ends it while it is waited for."""
         pieces = []
-        async for piece in source:
-            self.text(piece)
-            pieces.append(piece)
+        async with self.stopping.cut_off(), AsyncExitStack() as stack:
+            items = aiter(source)
+            if close := getattr(items, "aclose", None):
+                stack.push_async_callback(close)
+            async for piece in items:
+                if self.stopping.is_set():
+                    break
+                self.text(piece)
+                pieces.append(piece)
+        self._raise_if_stopped()
         return "".join(pieces)
 
     def tool_input(self, name: str, value: Any, *, call_id: str | None = None, **more: Any) -> str:
@@ -170,13 +198,16 @@ class ChatResponse:
         with self._lock:
             self._message.add(chunk)
 
+    def _raise_if_stopped(self) -> None:
+        if self._raises and self.stopping.is_set():
+            raise StopRequested("somebody has asked this turn to stop")
+
     def _grow(self, kind: str, text: str) -> None:
         if not text:
             return
         if not isinstance(text, str):
             raise InvalidChunk(f"{kind} is a string, not {type(text).__name__}")
-        if self.raises_if():
-            raise StopRequested("somebody has asked this turn to stop")
+        self._raise_if_stopped()
         with self._lock:
             part_id = self._current.get(kind)
             if part_id is None:

@@ -22,6 +22,7 @@ from celery_streams.chat.keeping import opened, opened_from_snapshot, saved
 from celery_streams.chat.message import ResponseMessage
 from celery_streams.chat.requests import Message, Request, new_id, user_message
 from celery_streams.chat.response import ChatResponse
+from celery_streams.chat.stopping import Stopping
 from celery_streams.chat.turns import WRITER, Begun, TurnCommands
 from celery_streams.contracts import Attempt
 from celery_streams.errors import (
@@ -62,7 +63,7 @@ class Turn:
         runtime: Callable[[], Runtime],
         app: Callable[[], Celery | None],
     ) -> None:
-        self.stopping = threading.Event()
+        self.stopping = Stopping()
         self.messages: list[Message] = []
         self._left = Left()
         #: The history is known: it may be saved.
@@ -260,10 +261,13 @@ class Turn:
         def send(chunk: Any) -> None:
             self.writers().writer(slot).write(chunk)
 
-        response = ChatResponse(send, message, fold_steps=self._task.fold_steps)
-        if self._task.raise_on_stop:
-            response.raises_if = self.stopping.is_set
-        return response
+        return ChatResponse(
+            send,
+            message,
+            fold_steps=self._task.fold_steps,
+            stopping=self.stopping,
+            raise_on_stop=self._task.raise_on_stop,
+        )
 
     def _direct(self, args: Any, kwargs: Any) -> Request:
         """The request that a direct call of the task amounts to."""

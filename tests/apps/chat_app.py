@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -87,6 +88,8 @@ def _control(chat: Any, word: str) -> bool:
         case "until-stopped":
             pass_gate(chat.session_id, stopped=lambda: chat.stopped)
             raise StopRequested("noticed")
+        case "silent":
+            chat.pipe(_silence(argument))
         case "die":
             os.kill(os.getpid(), signal.SIGKILL)
         case "raise":
@@ -99,6 +102,16 @@ def _control(chat: Any, word: str) -> bool:
         case _:
             return False
     return True
+
+
+async def _silence(gate: str) -> Any:
+    """A model that says one word, and then nothing."""
+    yield "word "
+    _gate().rpush(f"at:{gate}", os.getpid())
+    try:
+        await asyncio.Event().wait()
+    finally:
+        _gate().rpush(f"at:{gate}-closed", os.getpid())
 
 
 def _be_alone(chat: Any, seconds: float) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -19,7 +21,7 @@ from pydantic_ai.messages import ModelMessage
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
 from pydantic_ai.models.test import TestModel
 
-from celery_streams import ConfigurationError, InvalidChunk
+from celery_streams import ConfigurationError, InvalidChunk, StopRequested
 from celery_streams.chat.adapters import pipe
 from celery_streams.chat.adapters.pydantic_ai import model_messages
 from celery_streams.chat.message import ResponseMessage
@@ -37,10 +39,9 @@ class Sink:
         self.message = ResponseMessage("reply")
         self.message.add({"type": "start-step"})
         self.response = ChatResponse(self.chunks.append, self.message, **options)
-        self.stopped = False
 
     def pipe(self, source: Any) -> Any:
-        written = pipe(source, self.response, lambda: self.stopped)
+        written = pipe(source, self.response)
         self.response.end_parts()
         self.chunks += self.response.last_chunks()
         return written
@@ -80,7 +81,7 @@ def test_an_async_source_needs_no_event_loop_and_works_in_one(sink: Sink) -> Non
     assert sink.pipe(words()) == "ab"
 
     async def inside() -> Any:
-        return await pipe(words(), sink.response, bool)
+        return await pipe(words(), sink.response)
 
     assert asyncio.run(inside()) == "ab"
 
@@ -93,12 +94,98 @@ def test_a_stopped_turn_ends_its_source(sink: Sink) -> None:
         try:
             for _ in range(3):
                 yield "a"
-                sink.stopped = True
+                sink.response.stopping.set()
         finally:
             closed.append(True)
 
     assert sink.pipe(words()) == "a"
     assert closed == [True]
+
+
+@pytest.mark.parametrize("way", ["pipe", "awaited", "text_stream"])
+def test_a_stop_ends_the_wait_for_a_silent_source(sink: Sink, way: str) -> None:
+    """Another thread asks while the source is waited for, which is closed then; the caller's
+    task goes on."""
+    silent, closed = threading.Event(), []
+
+    async def word() -> AsyncIterator[str]:
+        try:
+            yield "a"
+            asyncio.get_running_loop().call_soon(silent.set)
+            await asyncio.Event().wait()
+        finally:
+            closed.append(asyncio.current_task())
+
+    async def inside() -> str:
+        consuming = sink.response.atext_stream if way == "text_stream" else sink.pipe
+        text = str(await consuming(word()))
+        await asyncio.sleep(0)
+        assert closed == [asyncio.current_task()]
+        return text
+
+    def stop() -> None:
+        silent.wait()
+        sink.response.stopping.set()
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    began = time.monotonic()
+    assert (sink.pipe(word()) if way == "pipe" else asyncio.run(inside())) == "a"
+    assert time.monotonic() - began < 10
+    stopper.join()
+    assert len(closed) == 1
+
+
+@pytest.mark.parametrize("way", ["pipe", "text_stream"])
+def test_a_stop_that_has_come_before_is_heeded(sink: Sink, way: str) -> None:
+    """Nothing is waited for then."""
+
+    async def nothing() -> AsyncIterator[str]:
+        await asyncio.Event().wait()
+        yield "a"
+
+    sink.response.stopping.set()
+    if way == "pipe":
+        assert sink.pipe(nothing()) == ""
+    else:
+        assert asyncio.run(sink.response.atext_stream(nothing())) == ""
+
+
+def test_a_source_s_own_timeout_is_no_stop(sink: Sink) -> None:
+    """Nor is the cancellation of whoever waits."""
+
+    async def late() -> AsyncIterator[str]:
+        yield "a"
+        raise TimeoutError("the model's")
+
+    with pytest.raises(TimeoutError, match="the model's"):
+        sink.pipe(late())
+
+
+def test_text_stream_ends_with_a_stop(sink: Sink) -> None:
+    """At the next piece, and closes its source; with raise_on_stop it raises, in both ways."""
+    closed = []
+
+    def words() -> Iterator[str]:
+        try:
+            yield "a"
+            sink.response.stopping.set()
+            yield "b"
+        finally:
+            closed.append(True)
+
+    assert sink.response.text_stream(words()) == "a"
+    assert closed == [True]
+    raising = Sink(stopping=sink.response.stopping, raise_on_stop=True).response
+    with pytest.raises(StopRequested):
+        raising.text_stream(words())
+
+    async def nothing() -> AsyncIterator[str]:
+        await asyncio.Event().wait()
+        yield "a"
+
+    with pytest.raises(StopRequested):
+        asyncio.run(raising.atext_stream(nothing()))
 
 
 @pytest.mark.parametrize("source", [7, None])
@@ -156,7 +243,7 @@ def test_greenlets_say_that_they_have_no_event_loops(patched: str) -> None:
         "from celery_streams.chat.adapters import pipe\n"
         "from tests.chat.test_pipes import Sink, words\n"
         "try:\n"
-        "    pipe(words(), Sink().response, bool)\n"
+        "    pipe(words(), Sink().response)\n"
         "except Exception as error:\n"
         "    print(type(error).__name__, error)\n"
     )
@@ -248,7 +335,7 @@ def test_openai_chat_completions(sink: Sink, way: str) -> None:
             async def run() -> str:
                 async with openai.AsyncOpenAI(base_url=url, api_key="-") as client:
                     stream = await client.chat.completions.create(**asked, stream=True)
-                    return str(await pipe(stream, sink.response, bool))
+                    return str(await pipe(stream, sink.response))
 
             assert asyncio.run(run()) == "Hello"
         else:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.chat.client import Gates, Page, message
+from tests.chat.client import Gates, Page, message, texts
 from tests.servers import ValkeyProcess
 from tests.workers import Worker
 
@@ -84,6 +84,21 @@ async def test_stop_reaches_the_task_and_the_partial_answer_is_kept(
     assert last["parts"][-1] == {"type": "text", "text": "partial ", "state": "done"}
     again = await page.stop()
     assert (again.status, again.document) == (200, {"stopping": False})
+
+
+async def test_stop_ends_the_wait_for_a_model_that_says_nothing(
+    page: Page, gates: Gates, gate: str
+) -> None:
+    """The source is closed, and what it has said is kept, as aborted."""
+    async with page.sending(f"silent:{gate}") as stream:
+        await gates.reached(gate)
+        await page.stop()
+        await gates.reached(f"{gate}-closed")
+        await stream.until(lambda s: s.done)
+    assert stream.types[-2:] == ["message-metadata", "abort"]
+    last = (await page.messages())["messages"][-1]
+    assert last["metadata"] == {"aborted": True}
+    assert texts([last]) == ["word"]
 
 
 async def test_a_task_may_want_to_be_stopped_out_of_its_next_write(page: Page) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from contextlib import AsyncExitStack, ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 _PATCHERS = {"gevent.monkey": "is_module_patched", "eventlet.patcher": "is_monkey_patched"}
 
 Part = dict[str, Any]
-Stopped = Callable[[], bool]
 
 
 class Converter(Protocol):
@@ -59,7 +58,7 @@ class Plain:
         return ()
 
 
-def pipe(source: Any, response: ChatResponse, stopped: Stopped) -> Any:
+def pipe(source: Any, response: ChatResponse) -> Any:
     """See :meth:`celery_streams.chat.context.Chat.pipe`."""
     before = len(text_of(response.message))
 
@@ -68,7 +67,7 @@ def pipe(source: Any, response: ChatResponse, stopped: Stopped) -> Any:
 
     if isinstance(source, AsyncIterable) or hasattr(source, "__aenter__"):
         _check_pool()
-        consuming = _consume_async(source, response, stopped)
+        consuming = _consume_async(source, response)
         try:
             asyncio.get_running_loop()
         except RuntimeError:
@@ -84,7 +83,7 @@ def pipe(source: Any, response: ChatResponse, stopped: Stopped) -> Any:
         raise ConfigurationError(
             f"chat.pipe() takes an iterable or an async iterable, not {type(source).__name__}"
         )
-    _consume(source, response, stopped)
+    _consume(source, response)
     return written()
 
 
@@ -101,7 +100,7 @@ def _check_pool() -> None:
             )
 
 
-def _consume(source: Any, response: ChatResponse, stopped: Stopped) -> None:
+def _consume(source: Any, response: ChatResponse) -> None:
     with ExitStack() as stack:
         if hasattr(source, "__enter__"):
             source = stack.enter_context(source)
@@ -110,7 +109,7 @@ def _consume(source: Any, response: ChatResponse, stopped: Stopped) -> None:
             stack.callback(close)
         converter: Converter | None = None
         for item in items:
-            if stopped():
+            if response.stopping.is_set():
                 return
             converter = converter or converter_for(item)
             for part in converter.feed(item):
@@ -119,8 +118,9 @@ def _consume(source: Any, response: ChatResponse, stopped: Stopped) -> None:
             response.write(part)
 
 
-async def _consume_async(source: Any, response: ChatResponse, stopped: Stopped) -> None:
-    async with AsyncExitStack() as stack:
+async def _consume_async(source: Any, response: ChatResponse) -> None:
+    stopped = response.stopping.is_set
+    async with response.stopping.cut_off(), AsyncExitStack() as stack:
         if hasattr(source, "__aenter__"):
             source = await stack.enter_async_context(source)
         items: AsyncIterator[Any] = aiter(source)
