@@ -173,9 +173,16 @@ class Session:
         """
         return self._owner.runtime.link.call(self._commands().branches(self.session_id))
 
-    def stop(self) -> bool:
-        """Ask the active turn to stop; ``False`` if there is none."""
-        return self._owner.runtime.link.call(self._commands().stop(self.session_id))[0]
+    def stop(self, answer: str | None = None) -> bool:
+        """Ask the active turn to stop; ``False`` if there is none.
+
+        Args:
+            answer: the turn that is meant, by the id of its response message (what :meth:`send`
+                returns), or by ``self.chat.turn_id``. When it is over or has not begun, nothing is
+                stopped. Without it, whichever turn is active is stopped.
+        """
+        call = self._commands().stop(self.session_id, answer or "")
+        return self._owner.runtime.link.call(call)[0]
 
     def fork(
         self, session_id: str, *, through: str | None = None, branch: str | None = None

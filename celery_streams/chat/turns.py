@@ -230,12 +230,12 @@ class TurnCommands:
         keys = self._chat(session_id, "turn")
         return Call(_script("suspend"), keys, (attempt_id, _SUSPENDED), bool)
 
-    def stop(self, session_id: str) -> Call[tuple[bool, bool]]:
-        """Ask the active turn to stop: is there one, and is its worker lost?"""
+    def stop(self, session_id: str, name: str = "") -> Call[tuple[bool, bool]]:
+        """Ask the active turn to stop (if it is ``name``): is there one, and is its worker lost?"""
         return Call(
             _script("stop"),
             self._chat(session_id, "turn"),
-            (self.stop_channel(session_id),),
+            (self.stop_channel(session_id), name),
             lambda reply: (reply[0] is not None, bool(reply[1])),
         )
 

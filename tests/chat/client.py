@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 import redis
 
@@ -88,8 +89,10 @@ class Page:
         assert answer.status == 200
         return list(answer.document["messages"])
 
-    async def stop(self) -> Answer:
-        return await asyncio.to_thread(self.ask, "POST", "stop")
+    async def stop(self, reply: str | None = None) -> Answer:
+        """Stop whichever turn is active, or that of one answer."""
+        what = "stop" if reply is None else f"stop?message={quote(reply)}"
+        return await asyncio.to_thread(self.ask, "POST", what)
 
     @asynccontextmanager
     async def sending(self, text: str | None, **body: Any) -> AsyncIterator[Stream]:

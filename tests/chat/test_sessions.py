@@ -54,7 +54,9 @@ async def test_a_turn_is_stopped_from_python(client: Streams, page: Page, gates:
     session = client.session(page.chat)
     async with page.sending("a until-stopped b") as stream:
         await gates.reached(page.chat)
-        assert session.stop()
+        await stream.until(lambda s: s.chunks)
+        assert not session.stop("msg_before")
+        assert session.stop(stream.chunks[0]["messageId"])
         await stream.until(lambda s: s.done)
     assert stream.types[-1] == "abort"
     assert not session.stop()

@@ -86,6 +86,27 @@ async def test_stop_reaches_the_task_and_the_partial_answer_is_kept(
     assert (again.status, again.document) == (200, {"stopping": False})
 
 
+async def test_a_stop_that_comes_late_does_not_stop_the_next_turn(
+    page: Page, gates: Gates, gate: str
+) -> None:
+    """It names the answer that its page saw, which is over; the one that runs is stopped by its own
+    name."""
+    async with page.sending(f"gate:{gate} one") as first:
+        await gates.reached(gate)
+        async with page.sending("two until-stopped") as second:
+            gates.open(gate)
+            await first.until(lambda s: s.done)
+            await gates.reached(page.chat)
+            late = await page.stop(first.chunks[0]["messageId"])
+            assert (late.status, late.document) == (200, {"stopping": False})
+            assert (await page.messages())["active"]
+            await second.until(lambda s: s.chunks)
+            meant = await page.stop(second.chunks[0]["messageId"])
+            assert (meant.status, meant.document) == (202, {"stopping": True})
+            await second.until(lambda s: s.done)
+    assert (first.types[-1], second.types[-1]) == ("finish", "abort")
+
+
 async def test_stop_ends_the_wait_for_a_model_that_says_nothing(
     page: Page, gates: Gates, gate: str
 ) -> None:

@@ -159,9 +159,10 @@ def _default() -> Document:
                 "ask the active turn to stop",
                 {
                     **answer(202, "it was asked", (), "application/json"),
-                    **answer(200, "no turn is active", (), "application/json"),
+                    **answer(200, "no such turn is active", (), "application/json"),
                     **problems(_NOBODY),
                 },
+                parameters=[parameter("query", "message", {"type": "string"})],
             ),
         ),
         f"{session}/messages": path_item(

@@ -33,6 +33,7 @@ from celery_streams.gateway.chat.following import SessionFeed
 from celery_streams.gateway.limits import ClientGone, content_length, read_body
 from celery_streams.gateway.problems import Problem
 from celery_streams.gateway.replies import CUT_OFF, Receive, Replies, Scope, Send
+from celery_streams.gateway.requests import query_of
 from celery_streams.redis.client import AsyncRedisLink
 from celery_streams.redis.failures import REDIS_ERRORS
 from celery_streams.settings import StreamsSettings
@@ -234,7 +235,8 @@ class ChatEndpoint:
 
     async def _stop(self, scope: Scope, send: Send, access: Access, session_id: str) -> None:
         self._require(access, "write", Slot.session(session_id, "in"))
-        stopping, lost = await self._link.call(self._commands.stop(session_id))
+        name = query_of(scope).get("message", "")
+        stopping, lost = await self._link.call(self._commands.stop(session_id, name))
         if lost:
             await self._take_over(session_id)
         await self._document(scope, send, 202 if stopping else 200, {"stopping": stopping})

@@ -91,10 +91,12 @@ export function useSession(id, { onUnsent }) {
     };
   }, [id]);
 
-  /** End the answer for everybody; the stream then ends by itself. */
+  /** End the answer that is shown, for everybody; the stream then ends by itself. */
   async function stop() {
+    const last = chat.messages.at(-1); // the question, before the answer's first chunk
+    const which = last?.role === "assistant" ? `?message=${encodeURIComponent(last.id)}` : "";
     try {
-      await request("POST", id, "stop");
+      await request("POST", id, `stop${which}`);
     } catch {
       setState("offline");
     }
