@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from celery_streams.chat.requests import Message, Request
+from celery_streams.chat.requests import Message, Request, answers_of
 
-#: What a page may say of a tool call that is the server's to know otherwise.
-_ANSWERS = ("output-available", "output-error", "approval-responded")
+#: What a page's answer to a tool call may change in it.
 _ANSWER_MEMBERS = ("state", "output", "errorText", "approval")
 #: In which the server waits for it.
 _WAITING = ("input-available", "approval-requested")
@@ -85,11 +84,7 @@ def _regenerated(
 def _continued(messages: list[Message], theirs: Message) -> list[Message]:
     if not messages or messages[-1]["id"] != theirs["id"]:
         return messages
-    given = {
-        part.get("toolCallId"): part
-        for part in theirs["parts"]
-        if part.get("state") in _ANSWERS and part.get("toolCallId")
-    }
+    given = answers_of(theirs)
     parts = []
     for part in messages[-1]["parts"]:
         answer = given.get(part.get("toolCallId"))

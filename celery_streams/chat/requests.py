@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,6 +14,9 @@ from celery_streams.errors import InvalidName
 Trigger = Literal["submit-message", "regenerate-message"]
 #: A message as the AI SDK has it: ``{"id": ..., "role": ..., "parts": [...]}``.
 Message = dict[str, Any]
+
+#: What a page may say of a tool call that is the server's to know otherwise.
+_ANSWERS = ("output-available", "output-error", "approval-responded")
 
 
 def new_id(kind: str = "msg") -> str:
@@ -41,11 +45,27 @@ class Request:
 
     @property
     def once(self) -> str:
-        """What tells a request that is sent twice; empty for one that may be."""
+        """What tells a request that is sent twice; empty for one that may be.
+
+        The id of a user's message. Of the assistant's own, which goes on with what pages say of
+        its tool calls, its id and a digest of which calls were answered (or approved), and of how
+        much of the message there was. Not of what was answered: the first answer counts.
+        """
         message = self.message
         if self.trigger != "submit-message" or self.message_id or message is None:
             return ""
-        return str(message["id"]) if message["role"] == "user" else ""
+        if message["role"] == "user":
+            return str(message["id"])
+        told = answers_of(message)
+        if not told:
+            return ""
+        # Steps are not counted: a page that was loaded again has those that were folded.
+        size = sum(part.get("type") != "step-start" for part in message["parts"])
+        which = sorted(
+            [call_id, part["state"] == "approval-responded"] for call_id, part in told.items()
+        )
+        digest = hashlib.sha256(to_json([size, which])).hexdigest()
+        return f"{message['id']} {digest}"
 
     def pack(self) -> bytes:
         """As it is kept: agent, reply and :attr:`once`, a line each, then JSON on one line.
@@ -83,6 +103,15 @@ class Request:
             reply.decode(),
             values.get("branch"),
         )
+
+
+def answers_of(message: Message) -> dict[str, Message]:
+    """The parts by which a page answers or approves tool calls, by the call's id."""
+    return {
+        part["toolCallId"]: part
+        for part in message["parts"]
+        if part.get("state") in _ANSWERS and isinstance(part.get("toolCallId"), str)
+    }
 
 
 def user_message(content: str | Message) -> Message:
