@@ -127,5 +127,14 @@ class TurnBusy(StreamError):
     """A chat-agent task was called directly while a turn of the session is active."""
 
 
+class ModelFailed(StreamError):
+    """A model's stream said that it has failed, where its library raises nothing. ``code`` is the
+    server's name of the reason, if it gave one."""
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class StopRequested(StreamError):
     """Somebody has asked the turn to stop: out of the next write, where the task wants that."""

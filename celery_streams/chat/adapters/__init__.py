@@ -12,6 +12,9 @@ none                   an (async) iterable of texts, or of chunks of the UI mess
 =====================  =============================================================================
 
 Which one it is shows in the first item; a library is imported only then.
+
+A model that fails in mid-stream ends in an exception, its library's or :class:`ModelFailed`, and so
+does the turn; what is an ``error`` chunk to the page is for the turn to say.
 """
 
 from __future__ import annotations
@@ -156,7 +159,8 @@ def converter_for(item: Any) -> Converter:
             from celery_streams.chat.adapters.openai import CompletionConverter, ResponseConverter
 
             kind = str(getattr(item, "type", ""))
-            return ResponseConverter() if kind.startswith("response.") else CompletionConverter()
+            of_a_response = kind.startswith("response.") or kind == "error"
+            return ResponseConverter() if of_a_response else CompletionConverter()
         case "anthropic":
             from celery_streams.chat.adapters.anthropic import MessageConverter
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from celery_streams.chat.adapters.tools import ToolCalls, finish, growing
+from celery_streams.errors import ModelFailed
 
 _REASONS = {
     "stop": "stop",
@@ -61,7 +62,7 @@ class ResponseConverter:
         self._calls = ToolCalls()
 
     def feed(self, item: Any) -> Iterable[dict[str, Any]]:
-        """The chunks of a ``ResponseStreamEvent``."""
+        """The chunks of a ``ResponseStreamEvent``. Raises :class:`ModelFailed` for a failure."""
         match item.type:
             case "response.output_text.delta" | "response.refusal.delta":
                 yield from growing("text", item.delta)
@@ -79,12 +80,19 @@ class ResponseConverter:
                 yield from finish("stop", _REASONS)
             case "response.incomplete":
                 yield from finish("length", _REASONS)
-            case "response.failed" | "error":
-                yield {"type": "error", "errorText": "The model has failed."}
+            case "response.failed":
+                error = item.response.error
+                raise _failed(error and error.message, error and error.code)
+            case "error":
+                raise _failed(item.message, item.code)
 
     def end(self) -> Iterable[dict[str, Any]]:
         """Calls that were broken off."""
         return self._calls.finish_all()
+
+
+def _failed(message: str | None, code: str | None) -> ModelFailed:
+    return ModelFailed(f"the model has failed: {message or 'it gave no reason'}", code=code)
 
 
 def _source(annotation: Any) -> Iterator[dict[str, Any]]:

@@ -11,18 +11,37 @@ from pydantic_ai.ui.vercel_ai import VercelAIAdapter, VercelAIEventStream
 from pydantic_ai.ui.vercel_ai.request_types import SubmitMessage, UIMessage
 
 from celery_streams.chat.requests import Message
+from celery_streams.errors import ModelFailed
 
 _MESSAGES: TypeAdapter[list[UIMessage]] = TypeAdapter(list[UIMessage])
 
 
 async def converted(events: AsyncIterator[Any]) -> AsyncGenerator[dict[str, Any], None]:
-    """The chunks of a run's events."""
+    """The chunks of a run's events.
+
+    Raises:
+        Exception: what the run has raised. The event stream makes chunks of it, with its text.
+    """
+    failures: list[Exception] = []
+
+    async def watched() -> AsyncGenerator[Any, None]:
+        try:
+            async for event in events:
+                yield event
+        except Exception as error:
+            failures.append(error)
+            raise
+
     request = SubmitMessage(id="", messages=[])
     stream: VercelAIEventStream[Any, Any] = VercelAIEventStream(request, sdk_version=6)
-    async for chunk in stream.transform_stream(events):
+    async for chunk in stream.transform_stream(watched()):
         part = chunk.model_dump(mode="json", by_alias=True, exclude_none=True)
-        if part["type"] != "done":
+        if part["type"] == "error":
+            failures.append(ModelFailed(part["errorText"]))
+        elif part["type"] != "done":
             yield part
+    if failures:
+        raise failures[0]
 
 
 def model_messages(messages: Sequence[Message]) -> list[ModelMessage]:
