@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import anthropic
@@ -21,43 +19,13 @@ from pydantic_ai.messages import ModelMessage
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
 from pydantic_ai.models.test import TestModel
 
-from celery_streams import ConfigurationError, InvalidChunk, ModelFailed, StopRequested
+from celery_streams import ConfigurationError, InvalidChunk
 from celery_streams.chat.adapters import pipe
 from celery_streams.chat.adapters.pydantic_ai import model_messages
-from celery_streams.chat.message import ResponseMessage
-from celery_streams.chat.response import ChatResponse
 from celery_streams.chunks import encode_json
 from tests.chat.models import serving
+from tests.chat.sink import Sink
 from tests.workers import ROOT
-
-
-class Sink:
-    """A response whose chunks stay here."""
-
-    def __init__(self, **options: Any) -> None:
-        self.chunks: list[Any] = []
-        self.message = ResponseMessage("reply")
-        self.message.add({"type": "start-step"})
-        self.response = ChatResponse(self.chunks.append, self.message, **options)
-
-    def pipe(self, source: Any) -> Any:
-        written = pipe(source, self.response)
-        self.response.end_parts()
-        self.chunks += self.response.last_chunks()
-        return written
-
-    @property
-    def types(self) -> list[str]:
-        return [chunk["type"] for chunk in self.chunks]
-
-    @property
-    def parts(self) -> list[Any]:
-        return self.message.message()["parts"]
-
-
-@pytest.fixture
-def sink() -> Sink:
-    return Sink()
 
 
 def test_texts_and_chunks_are_written_as_they_come(sink: Sink) -> None:
@@ -84,108 +52,6 @@ def test_an_async_source_needs_no_event_loop_and_works_in_one(sink: Sink) -> Non
         return await pipe(words(), sink.response)
 
     assert asyncio.run(inside()) == "ab"
-
-
-def test_a_stopped_turn_ends_its_source(sink: Sink) -> None:
-    """The generator is closed, so what it has open is, too."""
-    closed = []
-
-    def words() -> Iterator[str]:
-        try:
-            for _ in range(3):
-                yield "a"
-                sink.response.stopping.set()
-        finally:
-            closed.append(True)
-
-    assert sink.pipe(words()) == "a"
-    assert closed == [True]
-
-
-@pytest.mark.parametrize("way", ["pipe", "awaited", "text_stream"])
-def test_a_stop_ends_the_wait_for_a_silent_source(sink: Sink, way: str) -> None:
-    """Another thread asks while the source is waited for, which is closed then; the caller's
-    task goes on."""
-    silent, closed = threading.Event(), []
-
-    async def word() -> AsyncIterator[str]:
-        try:
-            yield "a"
-            asyncio.get_running_loop().call_soon(silent.set)
-            await asyncio.Event().wait()
-        finally:
-            closed.append(asyncio.current_task())
-
-    async def inside() -> str:
-        consuming = sink.response.atext_stream if way == "text_stream" else sink.pipe
-        text = str(await consuming(word()))
-        await asyncio.sleep(0)
-        assert closed == [asyncio.current_task()]
-        return text
-
-    def stop() -> None:
-        silent.wait()
-        sink.response.stopping.set()
-
-    stopper = threading.Thread(target=stop)
-    stopper.start()
-    began = time.monotonic()
-    assert (sink.pipe(word()) if way == "pipe" else asyncio.run(inside())) == "a"
-    assert time.monotonic() - began < 10
-    stopper.join()
-    assert len(closed) == 1
-
-
-@pytest.mark.parametrize("way", ["pipe", "text_stream"])
-def test_a_stop_that_has_come_before_is_heeded(sink: Sink, way: str) -> None:
-    """Nothing is waited for then."""
-
-    async def nothing() -> AsyncIterator[str]:
-        await asyncio.Event().wait()
-        yield "a"
-
-    sink.response.stopping.set()
-    if way == "pipe":
-        assert sink.pipe(nothing()) == ""
-    else:
-        assert asyncio.run(sink.response.atext_stream(nothing())) == ""
-
-
-def test_a_source_s_own_timeout_is_no_stop(sink: Sink) -> None:
-    """Nor is the cancellation of whoever waits."""
-
-    async def late() -> AsyncIterator[str]:
-        yield "a"
-        raise TimeoutError("the model's")
-
-    with pytest.raises(TimeoutError, match="the model's"):
-        sink.pipe(late())
-
-
-def test_text_stream_ends_with_a_stop(sink: Sink) -> None:
-    """At the next piece, and closes its source; with raise_on_stop it raises, in both ways."""
-    closed = []
-
-    def words() -> Iterator[str]:
-        try:
-            yield "a"
-            sink.response.stopping.set()
-            yield "b"
-        finally:
-            closed.append(True)
-
-    assert sink.response.text_stream(words()) == "a"
-    assert closed == [True]
-    raising = Sink(stopping=sink.response.stopping, raise_on_stop=True).response
-    with pytest.raises(StopRequested):
-        raising.text_stream(words())
-
-    async def nothing() -> AsyncIterator[str]:
-        await asyncio.Event().wait()
-        yield "a"
-
-    with pytest.raises(StopRequested):
-        asyncio.run(raising.atext_stream(nothing()))
 
 
 @pytest.mark.parametrize("source", [7, None])
@@ -241,7 +107,7 @@ def test_greenlets_say_that_they_have_no_event_loops(patched: str) -> None:
     """Two turns at once would have shared one, and the second would have answered nothing."""
     piping = (
         "from celery_streams.chat.adapters import pipe\n"
-        "from tests.chat.test_pipes import Sink, words\n"
+        "from tests.chat.sink import Sink, words\n"
         "try:\n"
         "    pipe(words(), Sink().response)\n"
         "except Exception as error:\n"
@@ -250,11 +116,6 @@ def test_greenlets_say_that_they_have_no_event_loops(patched: str) -> None:
     command = [sys.executable, "-W", "ignore", "-c", f"{patched}\n{piping}"]
     told = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert "ConfigurationError chat.pipe() cannot read an async source" in told.stdout, told
-
-
-async def words() -> AsyncIterator[str]:
-    """An async source."""
-    yield "one"
 
 
 def test_an_item_that_is_no_chunk_says_so(sink: Sink) -> None:
@@ -381,63 +242,6 @@ def test_openai_responses(sink: Sink) -> None:
     kinds = [part["type"] for part in sink.parts]
     assert kinds == ["step-start", "reasoning", "text", "source-url", "tool-clock"]
     assert sink.parts[-1]["input"] == {"zone": "UTC"}
-
-
-FAILURES: list[dict[str, Any]] = [
-    {"type": "error", "code": "server_error", "message": "a secret", "param": None},
-    {"type": "response.failed", "response": {
-        "id": "r", "object": "response", "created_at": 1, "model": "m", "output": [],
-        "parallel_tool_calls": True, "tool_choice": "auto", "tools": [], "status": "failed",
-        "error": {"code": "server_error", "message": "a secret"}}},
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("failure", FAILURES, ids=lambda event: str(event["type"]))
-@pytest.mark.parametrize("said", ["Hel", None])
-def test_openai_responses_that_fail_raise(
-    sink: Sink, failure: dict[str, Any], said: str | None
-) -> None:
-    """Also as the first event; the page hears of it from the turn, and not what the server said."""
-    text: dict[str, Any] = {"type": "response.output_text.delta", "delta": said, "logprobs": [],
-            "output_index": 0, "content_index": 0, "item_id": "t"}  # fmt: skip
-    events = [{**each, "sequence_number": 0} for each in ([text] if said else []) + [failure]]
-    with serving(events, named=True) as url:
-        client = openai.OpenAI(base_url=url, api_key="-", max_retries=0)
-        with pytest.raises(ModelFailed, match="a secret") as raised:
-            sink.pipe(client.responses.create(model="m", input="hi", stream=True))
-    assert raised.value.code == "server_error"
-    assert "error" not in sink.types
-
-
-@pytest.mark.parametrize("library", ["openai", "anthropic"])
-def test_errors_that_the_libraries_raise_come_out(sink: Sink, library: str) -> None:
-    """Completions and Anthropic's messages: their SDKs raise, after what was said before."""
-    error = {"type": "error", "error": {"type": "overloaded_error", "message": "a secret"}}
-    events = [*COMPLETIONS[:3], error] if library == "openai" else [*ANTHROPIC[:6], error]
-    failures = (openai.APIError, anthropic.APIError)
-    asked: dict[str, Any] = {"model": "m", "messages": [], "stream": True}
-    with serving(events, named=library == "anthropic") as url:
-        if library == "openai":
-            source: Any = openai.OpenAI(base_url=url, api_key="-").chat.completions.create(**asked)
-        else:
-            messages = anthropic.Anthropic(base_url=url, api_key="-").messages
-            source = messages.create(max_tokens=9, **asked)
-        with pytest.raises(failures):
-            sink.pipe(source)
-    assert "text-delta" in sink.types
-    assert "error" not in sink.types
-
-
-def test_a_pydantic_ai_run_that_fails_raises(sink: Sink) -> None:
-    """What it has raised: its own event stream would tell the page, and the turn go on."""
-
-    async def stream(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str]:
-        yield "Hel"
-        raise ConnectionError("a secret")
-
-    with pytest.raises(ConnectionError, match="a secret"):
-        sink.pipe(Agent(FunctionModel(stream_function=stream)).run_stream_events("hi"))
-    assert sink.types == ["text-start", "text-delta", "text-end", "finish-step"]
 
 
 ANTHROPIC: list[dict[str, Any]] = [
