@@ -11,12 +11,12 @@ import ssl
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from urllib.parse import quote, urlsplit
 
 from celery_streams.contracts import JSON, Credentials
+from celery_streams.credentials.exchange import Answer, Host, Limits
 from celery_streams.errors import (
     ConfigurationError,
     RunFinished,
@@ -36,14 +36,6 @@ _LONGEST_REST = 60.0
 #: The part of the slot's lock's lease that one answer may take, retries included.
 _PATIENCE = 0.8
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
-#: Bytes of an answer's body that are looked at.
-_BODY = 64 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    status: int
-    headers: Mapping[str, str]
 
 
 class HttpAuthority:
@@ -55,8 +47,8 @@ class HttpAuthority:
 
     Answers that may get better (a gateway that is away, ``429``, ``5xx``) are asked for again,
     with jitter and never before a ``Retry-After`` is over, for as long as the lease of the
-    slot's lock allows; then it is the flusher who asks again. Certificates are verified.
-    Thread-safe.
+    slot's lock allows; then it is the flusher who asks again. An answer that comes in drops has
+    no longer. Certificates are verified. Thread-safe.
 
     Raises:
         ConfigurationError: there is no token.
@@ -71,17 +63,18 @@ class HttpAuthority:
             )
         parts = urlsplit(url)
         try:
-            self._host, self._port = parts.hostname or "", parts.port
+            self._host, port = parts.hostname or "", parts.port
         except ValueError:
             raise ConfigurationError(f"{ENV_PREFIX}AUTHORITY_URL has no proper port") from None
         self._root = parts.path.rstrip("/")
-        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._gateway = Host(self._host, port, tls)
         self._token = token
         self._timeout = settings.socket_timeout
         self._patience = _PATIENCE * settings.lock_lease
         self._rest_until = 0.0
         self._lock = threading.Lock()
-        if self._tls is None and not _is_loopback(self._host):
+        if tls is None and not _is_loopback(self._host):
             logger.warning(
                 "%sAUTHORITY_URL is http://, so the token for %s and the credentials it mints "
                 "can be read on their way",
@@ -144,7 +137,7 @@ class HttpAuthority:
             "token is (celery -A proj streams revoke)"
         )
 
-    def _ask(self, method: str, slot: Slot, headers: Mapping[str, str]) -> _Answer:
+    def _ask(self, method: str, slot: Slot, headers: Mapping[str, str]) -> Answer:
         """The first answer that asking again would not change."""
         deadline = time.monotonic() + self._patience
         pause = _FIRST_PAUSE
@@ -184,28 +177,13 @@ class HttpAuthority:
             )
         time.sleep(wait)
 
-    def _once(
-        self, method: str, slot: Slot, headers: Mapping[str, str], deadline: float
-    ) -> _Answer:
-        timeout = min(self._timeout, max(0.1, deadline - time.monotonic()))
-        if self._tls is None:
-            connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout)
-        else:
-            connection = http.client.HTTPSConnection(
-                self._host, self._port, timeout=timeout, context=self._tls
-            )
+    def _once(self, method: str, slot: Slot, headers: Mapping[str, str], deadline: float) -> Answer:
         path = f"{self._root}/v1/stream/{slot.scope}s/{quote(slot.owner)}/{quote(slot.key)}"
         authorization = f"Bearer {self._token.get_secret_value()}"
-        try:
-            connection.request(method, path, b"", {**headers, "authorization": authorization})
-            response = connection.getresponse()
-            response.read(_BODY)
-            found = {name.lower(): value for name, value in response.getheaders()}
-            return _Answer(response.status, found)
-        finally:
-            connection.close()
+        limits = Limits(deadline, self._timeout)
+        return self._gateway.ask(method, path, {**headers, "authorization": authorization}, limits)
 
-    def _check(self, answer: _Answer, slot: Slot) -> None:
+    def _check(self, answer: Answer, slot: Slot) -> None:
         match answer.status:
             case 200 | 201 | 204:
                 return

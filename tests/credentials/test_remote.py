@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socketserver
 import ssl
 import threading
 import time
@@ -20,6 +21,7 @@ from celery_streams.slots import Slot
 from tests.conftest import SettingsFor
 from tests.gateway.serving import Gateway, serving
 from tests.servers import ValkeyProcess
+from tests.servers.children import eventually
 
 SLOT = Slot.run("run-1", "a key")
 SECRET = "test secret"
@@ -144,6 +146,81 @@ def test_a_gateway_that_hangs_is_unavailable(authority: Any) -> None:
         with pytest.raises(StoreUnavailable):
             authority(server, lock_lease=1.0, socket_timeout=0.2).initialize(SLOT)
         assert time.monotonic() - began < 1.5
+
+
+class Dripping(socketserver.ThreadingTCPServer):
+    """Answers with ``begin``, then with ``drop`` again and again, every ``pause`` seconds."""
+
+    daemon_threads = True
+
+    def __init__(self, begin: bytes, drop: bytes, pause: float = 0.02) -> None:
+        self.begin, self.drop, self.pause = begin, drop, pause
+        self.sent: list[int] = []  # bytes in each answer
+        super().__init__(("127.0.0.1", 0), _Drops)
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+
+    @property
+    def server_port(self) -> int:
+        return int(self.server_address[1])
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class _Drops(socketserver.BaseRequestHandler):
+    server: Dripping
+
+    def handle(self) -> None:
+        self.request.recv(4096)
+        sent = 0
+        try:
+            self.request.sendall(self.server.begin)
+            while sent < 64 * 1024 * 1024:
+                self.request.sendall(self.server.drop)
+                sent += len(self.server.drop)
+                time.sleep(self.server.pause)
+        except OSError:
+            self.server.sent.append(sent)
+
+
+_STATUS = b"HTTP/1.1 201 Created\r\n"
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("begin", "drop"),
+    [(b"", b"H"), (_STATUS, b"x"), (_STATUS, b"A: b\r\n"), (_CONTINUE, _CONTINUE)],
+    ids=["status", "name", "headers", "continue"],
+)
+def test_an_answer_that_comes_in_drops_has_no_longer(
+    authority: Any, begin: bytes, drop: bytes
+) -> None:
+    """Each is well within ``socket_timeout``; all have the lease's time together."""
+    with Dripping(begin, drop) as server:
+        began = time.monotonic()
+        with pytest.raises(StoreUnavailable, match="time"):
+            authority(server, lock_lease=1.0, socket_timeout=0.5).initialize(SLOT)
+        assert time.monotonic() - began < 1.0
+
+
+def test_an_answers_body_is_not_waited_for(authority: Any) -> None:
+    """The credentials are in the headers."""
+    headers = "".join(f"{name}: {value}\r\n" for name, value in MINTED.items())
+    begin = _STATUS + headers.encode() + b"Content-Length: 100000\r\n\r\n"
+    with Dripping(begin, b"x") as server:
+        began = time.monotonic()
+        assert authority(server, lock_lease=10.0).initialize(SLOT).mint_id == "mint-1"
+        assert time.monotonic() - began < 5
+
+
+def test_an_answer_without_end_is_not_read(authority: Any) -> None:
+    """Beyond some headers; the rest is what the kernels' buffers have taken."""
+    with Dripping(b"", _CONTINUE * 1000, pause=0) as server:
+        with pytest.raises(StoreUnavailable, match="more than"):
+            authority(server, lock_lease=1.0).initialize(SLOT)
+        eventually(lambda: bool(server.sent), "it notices that nobody reads")
+        assert max(server.sent) < 32 * 1024 * 1024
 
 
 @pytest.mark.parametrize(
