@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from celery_streams.contracts import Appended, Attempt
+from celery_streams.contracts import Append, Appended, Attempt
 from celery_streams.errors import (
     ChunkTooLarge,
     ConfigurationError,
@@ -307,6 +308,42 @@ def test_the_server_is_told_to_trim(connect: Connect, tokens: TokenServer) -> No
     for number in range(3):
         again.append(number)
     assert cold.store.head(SLOT).first == 58
+
+
+def test_closing_a_store_that_looks_for_what_to_keep(connect: Connect, kind: str) -> None:
+    """What it was about to send is answered for once, and is not sent behind that answer."""
+    if kind == "asyncio":
+        pytest.skip("what is decided does not depend on the shell")
+    writer = connect(max_chunks=5).writer()
+    for number in range(10):
+        writer.append(number)
+    cold = connect(max_chunks=5)
+    hand = cold.writer()
+    batch = Append(SLOT, hand.batch("late"), hand.producer, hand.credentials)
+
+    async def closing() -> tuple[list[Any], list[Any]]:
+        view = cold.store._here().view(SLOT)
+        requests, answers = view._requests, []
+        looking, go_on = asyncio.Event(), asyncio.Event()
+        stamped = requests.stamped
+
+        async def held(*args: Any) -> Any:
+            looking.set()
+            await go_on.wait()
+            return await stamped(*args)
+
+        requests.stamped = held
+        view.submit(batch, answers.append)
+        await looking.wait()
+        running = list(view._pipeline._tasks)
+        await view.shut()
+        go_on.set()
+        return answers, await asyncio.gather(*running, return_exceptions=True)
+
+    answers, outcomes = cold.store._thread.run(closing())
+    assert outcomes == [None]
+    assert [type(each) for each in answers] == [StoreUnavailable]
+    assert writer.append("on").offset == 10
 
 
 def test_ending_a_stream_for_its_run(connect: Connect) -> None:

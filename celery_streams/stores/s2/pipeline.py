@@ -72,7 +72,7 @@ class Pipeline:
         self._durable = durable
         self._lost = lost
         self.flying: deque[Send] = deque()
-        self.failures = 0  #: how often what was in flight has failed
+        self.failures = 0  #: how often what was in flight, or planned, has failed
         self._landed = asyncio.Event()
         self._landed.set()
         self._alone = False
@@ -111,16 +111,15 @@ class Pipeline:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def close(self) -> None:
-        """Give up what is in flight, and end the session."""
+    def give_up(self) -> Session | None:
+        """Fail what is in flight, and what is being planned; the session is the caller's to end."""
         if self._idle is not None:
             self._idle.cancel()
-        session = self._session
+        session, self._session = self._session, None
+        self.failures += 1
         if self.flying:
             self._failed(self.flying[0], StoreUnavailable("closed"))
-        self._session = None
-        if session is not None:
-            await session.close()
+        return session
 
     async def _answered(self, send: Send, answer: Awaitable[AppendAck]) -> None:
         try:

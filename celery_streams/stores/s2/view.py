@@ -154,8 +154,10 @@ class View:
 
     async def shut(self) -> None:
         """Answer for everything, and end the session."""
-        await self._pipeline.close()
+        session = self._pipeline.give_up()
         self._fail(StoreUnavailable("the connection to S2 was closed meanwhile"))
+        if session is not None:
+            await session.close()
 
     # -- judging --------------------------------------------------------------------------
 
