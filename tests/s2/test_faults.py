@@ -20,7 +20,11 @@ from celery_streams.errors import (
     StreamNotFound,
 )
 from celery_streams.slots import Slot
-from celery_streams.stores.s2.state import PAYLOAD_BYTES, knock_headers, timestamp_of
+from celery_streams.stores.s2.state import (
+    PAYLOAD_BYTES,
+    knock_headers,
+    timestamp_of,
+)
 from tests.conftest import SettingsFor
 from tests.s2.conftest import Connect, S2Backend
 from tests.s2.servers import BASIN, S2Lite
@@ -323,7 +327,8 @@ def test_closing_a_store_that_looks_for_what_to_keep(connect: Connect, kind: str
 
     async def closing() -> tuple[list[Any], list[Any]]:
         view = cold.store._here().view(SLOT)
-        requests, answers = view._requests, []
+        requests = view._requests
+        answers: list[Any] = []
         looking, go_on = asyncio.Event(), asyncio.Event()
         stamped = requests.stamped
 

@@ -46,6 +46,7 @@ class Memory:
         self.marks = Marks()
         self._name = secrets.token_bytes(6)
         self._told: set[str] = set()  # producers that the last record tells of, or a search has
+        self._absent: set[str] = set()  # producers of which a search has found nothing
         self._tried: dict[str, int] = {}
         self._places: dict[str, dict[int, Written]] = {}  # of batches before a producer's last
 
@@ -55,10 +56,12 @@ class Memory:
         for producer in producers:
             self._tried.pop(producer, None)
             self._places.pop(producer, None)
+            self._absent.discard(producer)
 
     def tells_of(self, client: str) -> None:
         """What is known says all of this client's producer."""
         self._told.add(client)
+        self._absent.discard(client)
 
     def doubt(self, tail: int, producers: Iterable[str]) -> None:
         """It is not known what became of an append of these producers at record ``tail``."""
@@ -93,14 +96,15 @@ class Memory:
         self.current = False
 
     def unsure(self, known: Known, append: Append) -> bool:
-        """Whether the log may say more of the append's producer than ``known`` does."""
+        """Whether the log may say more of the append's producer than ``known`` does.
+
+        It does of one that was told of, and has been forgotten since for those that wrote later.
+        """
         producer, seq = append.producer.producer_id, append.batch.seq
-        if producer in self._told:
-            return False
         last = known.state.written.get(producer)
-        if producer not in self._tried:
-            return last is None and seq != 0
-        return last is None or last.seq < seq
+        if last is None:
+            return producer not in self._absent and (seq != 0 or producer in self._tried)
+        return producer in self._tried and producer not in self._told and last.seq < seq
 
     async def with_producers(self, known: Known, appends: Iterable[Append], token: str) -> Known:
         """With what the log says of producers that the state does not tell all of."""
@@ -113,6 +117,8 @@ class Memory:
                 written = {**known.state.written, producer: found[max(found)]}
                 known = replace(known, state=replace(known.state, written=written))
                 self.known = known
+            else:
+                self._absent.add(producer)
             if producer in self._tried:
                 self._tried[producer] = known.tail
             self._told.add(producer)
@@ -186,6 +192,7 @@ class Memory:
     def _learn(self, known: Known) -> Known:
         """What was read, and what was known beyond it."""
         self._told = set(known.state.written)
+        self._absent.clear()
         if self.known is not None:
             if self.known.state.identity != known.state.identity:
                 self._tried.clear()

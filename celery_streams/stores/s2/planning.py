@@ -100,6 +100,9 @@ def decide(known: Known, append: Append) -> Verdict:
         return fenced(slot, state.fences[attempt.run_id])
     expected = 0 if last is None else last.seq + 1
     if batch.seq != expected:
+        some_forgotten = state.partial or len(state.written) >= MOST_IN_MEMORY
+        if last is None and some_forgotten and state.first > 0:
+            return forgotten(slot)
         return ChunksLost(
             f"the store does not have chunks of {slot} that it had acknowledged (it expects batch "
             f"{expected} of this writer): the stream was deleted, or its retention is too short"
@@ -142,6 +145,15 @@ def fenced(slot: Slot, fence: Fence) -> StreamFenced:
     return StreamFenced(
         f"a later attempt of the run has taken over {slot} (attempt {fence.epoch} there); "
         "this attempt must stop"
+    )
+
+
+def forgotten(slot: Slot) -> StreamError:
+    """The error for a writer whose last batch was trimmed, with what said that it was applied."""
+    return StreamError(
+        f"{slot} has had more writers since this one last wrote than are remembered "
+        f"({MOST_IN_MEMORY}), and what it wrote has been trimmed: nobody can tell any more where "
+        "it stands. Raise CELERY_STREAMS_MAX_CHUNKS, or give the writers more streams"
     )
 
 
