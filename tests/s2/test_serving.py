@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from celery_streams.contracts import JSON
+from celery_streams.contracts import JSON, Head
 from celery_streams.errors import ChunkTooLarge, RunFinished, StreamNotFound
 from celery_streams.protocol import Creation, Lifetime, Post
 from celery_streams.redis.address import parse_address
@@ -116,6 +116,24 @@ def test_creators_at_once_make_one_stream(run: Any, place: Place) -> None:
 
     run(work)
     assert len(place.server.target.streams()) == 1
+
+
+@pytest.mark.parametrize(
+    ("closed", "run_state"), [("SUCCESS", "SUCCESS"), ("LOST", "LOST"), ("CLOSED", "PENDING")]
+)
+def test_a_run_that_ends_between_the_two_looks(run: Any, closed: str, run_state: str) -> None:
+    """Redis was asked before, and S2 after: nobody hears of an end without how the run did."""
+
+    async def work(both: Both) -> None:
+        slot = Slot.run("brief")
+        await both.create(slot)
+        await both.chunks.view(slot).close(None, closed, both.chunks.token)  # and Redis not told
+        page = await both.store.read(slot, 0)
+        for head in (page.head, *await both.store.heads([slot])):
+            assert isinstance(head, Head)
+            assert (head.closed, head.run_state) == (closed, run_state)
+
+    run(work)
 
 
 def test_a_stream_of_a_run_that_has_ended_cannot_be_created(run: Any) -> None:

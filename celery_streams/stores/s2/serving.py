@@ -270,8 +270,13 @@ def _inner(slot: Slot, identity: str) -> Slot:
 
 
 def _combined(slot: Slot, head: Head, known: Head | None) -> Head:
+    """What S2 says of a stream, and what Redis said of it a moment before.
+
+    A run may have ended in between. Its streams on S2 say how; one that was closed early does not.
+    """
     if known is None:
         return replace(head, slot=slot)
+    over = head.closed if slot.scope == "run" and head.closed != CLOSED else None
     return replace(
         head,
         slot=slot,
@@ -279,5 +284,5 @@ def _combined(slot: Slot, head: Head, known: Head | None) -> Head:
         identity=known.identity,
         ttl=known.ttl,
         expires_at=known.expires_at,
-        run_state=known.run_state,
+        run_state=over or known.run_state,
     )
